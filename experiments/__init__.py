@@ -1,0 +1,1 @@
+"""Programs: run them from the repository's root as `python -m experiments.<name>`."""

@@ -1,0 +1,1 @@
+"""What is computed: decoder-only transformers, their KV cache, their weights, and decoding."""

@@ -1,0 +1,1 @@
+"""Runs a schedule: parameters and optimizer states on SSD, pools in host and device memory."""

@@ -1,0 +1,1 @@
+"""Kernels, one folder an operation, with the same file names in each."""
