@@ -1,0 +1,59 @@
+"""Which implementation of an operation runs: the platform's best, unless the caller names one."""
+
+import functools
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+# `supports(*arguments)` of an implementation: None, or the sentence that says why it cannot.
+Supports = Callable[..., str | None]
+
+
+def preferred(platform: str, compute_capability: float) -> tuple[str, ...]:
+  """Names of implementations, the fastest first, for a platform and (NVIDIA) compute capability."""
+  if platform != "gpu" or compute_capability < 8:
+    return ("xla",)
+  return ("mosaic_gpu", "triton", "xla") if 9 <= compute_capability < 10 else ("triton", "xla")
+
+
+@functools.cache
+def _this_machine() -> tuple[str, ...]:
+  device = jax.devices()[0]
+  capability = getattr(device, "compute_capability", None)
+  return preferred(device.platform, float(capability) if capability else 0.0)
+
+
+@functools.cache
+def _log_once(operation: str, name: str) -> None:
+  logging.getLogger(__name__).info("%s runs as %s.", operation, name)
+
+
+def choose(
+  operation: str,
+  implementations: Mapping[str, tuple[Callable[..., Any], Supports]],
+  requested: str | None,
+  *arguments: Any,
+  **options: Any,
+) -> Callable[..., Any]:
+  """The function to call: `requested`, or the first of this platform's that supports the arguments.
+
+  Raises ValueError, with the reason, if the requested implementation does not exist or does not
+  support the arguments. A choice is logged once a process.
+  """
+  if requested is not None and requested not in implementations:
+    raise ValueError(
+      f"{operation} has no implementation {requested!r}; use one of {', '.join(implementations)}."
+    )
+  for name in (requested,) if requested else _this_machine():
+    if name not in implementations:
+      continue
+    function, supports = implementations[name]
+    reason = supports(*arguments, **options)
+    if reason is None:
+      _log_once(operation, name)
+      return function
+    if requested:
+      raise ValueError(f"{operation} cannot run as {requested}: {reason}")
+  raise ValueError(f"{operation} has no implementation for these arguments.")
