@@ -1,0 +1,90 @@
+"""What each computation reads and writes, and where: the dataflow that all schedules share."""
+
+from schedules.steps import (
+  RESIDENT_UNIT,
+  Access,
+  Action,
+  Computation,
+  Kind,
+  Mode,
+  Object,
+  Queue,
+  Tier,
+  Work,
+)
+
+
+def queue_of(c: Computation) -> Queue:
+  """Updates run on the host, but for the resident parameters' own."""
+  if c.action is Action.UPDATE and c.unit != RESIDENT_UNIT:
+    return Queue.HOST_UPDATE
+  return Queue.DEVICE
+
+
+class Demands:
+  """Turns a computation into its accesses; remembers which gradients an iteration has begun."""
+
+  def __init__(self, work: Work, master_is_parameter: bool):
+    self._work = work
+    self._master_is_parameter = master_is_parameter
+    self._begun: set[Object] = set()
+
+  def of(self, c: Computation) -> tuple[Access, ...]:
+    if c.action is Action.FORWARD:
+      return self._forward(c.unit, c.micro_batch)
+    if c.action is Action.BACKWARD:
+      return self._backward(c.unit, c.micro_batch)
+    return self._resident_update() if c.unit == RESIDENT_UNIT else self._update(c)
+
+  def _forward(self, u: int, m: int | None) -> tuple[Access, ...]:
+    reads = [self._parameters(u), self._input(u, m)]
+    return (*reads, _device(Object(Kind.BOUNDARY, u, m), Mode.WRITE))
+
+  def _backward(self, u: int, m: int | None) -> tuple[Access, ...]:
+    accesses = [self._parameters(u), self._input(u, m)]
+    accesses.append(self._accumulate(Object(Kind.GRADIENTS, u), self._work.parts))
+    if u < self._work.last:
+      accesses.append(_device(Object(Kind.BOUNDARY_GRADIENT, u, m), Mode.READ))
+    if u > 0:
+      accesses.append(_device(Object(Kind.BOUNDARY_GRADIENT, u - 1, m), Mode.WRITE))
+    if u == self._work.last:
+      accesses.append(_device(Object(Kind.RESIDENT, RESIDENT_UNIT), Mode.READ))
+    if u in (0, self._work.last):
+      accesses.append(self._accumulate(Object(Kind.RESIDENT_GRADIENTS, u)))
+    return tuple(dict.fromkeys(accesses))
+
+  def _update(self, c: Computation) -> tuple[Access, ...]:
+    self._begun.discard(Object(Kind.GRADIENTS, c.unit))
+    how = Mode.MODIFY if self._master_is_parameter else Mode.WRITE
+    parts = (c.part,)
+    return (
+      Access(Tier.HOST, Object(Kind.STATES, c.unit), Mode.MODIFY, parts),
+      Access(Tier.HOST, Object(Kind.PARAMETERS, c.unit), how, parts),
+      Access(Tier.HOST, Object(Kind.GRADIENTS, c.unit), Mode.READ, parts),
+    )
+
+  def _resident_update(self) -> tuple[Access, ...]:
+    gradients = [Object(Kind.RESIDENT_GRADIENTS, u) for u in sorted({0, self._work.last})]
+    self._begun.difference_update(gradients)
+    return (
+      _device(Object(Kind.RESIDENT, RESIDENT_UNIT), Mode.MODIFY),
+      *(_device(g, Mode.READ) for g in gradients),
+    )
+
+  def _parameters(self, u: int) -> Access:
+    return _device(Object(Kind.PARAMETERS, u), Mode.READ, self._work.parts)
+
+  def _input(self, u: int, m: int | None) -> Access:
+    """The first unit's input is the embedding of the tokens: it is recomputed, never stored."""
+    if u == 0:
+      return _device(Object(Kind.RESIDENT, RESIDENT_UNIT), Mode.READ)
+    return _device(Object(Kind.BOUNDARY, u - 1, m), Mode.READ)
+
+  def _accumulate(self, item: Object, parts=None) -> Access:
+    mode = Mode.MODIFY if item in self._begun else Mode.WRITE
+    self._begun.add(item)
+    return _device(item, mode, parts)
+
+
+def _device(item: Object, mode: Mode, parts=None) -> Access:
+  return Access(Tier.DEVICE, item, mode, parts) if parts else Access(Tier.DEVICE, item, mode)

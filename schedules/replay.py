@@ -1,0 +1,92 @@
+"""Executes a derived list with labels in the place of arrays, and finds whatever would train wrongly.
+
+Every buffer holds the label of what was last written there. Each computation then has to find what
+it should: parameters of its own iteration, the right activation, gradients that are complete. The
+replay knows nothing of how the list was derived.
+"""
+
+from collections.abc import Iterable
+
+from schedules.check import ScheduleError
+from schedules.pools import Pools
+from schedules.residency import places
+from schedules.steps import (
+  RESIDENT_UNIT,
+  Access,
+  Action,
+  Computation,
+  Kind,
+  Object,
+  Part,
+  Step,
+  Tier,
+  Work,
+)
+
+Label = tuple
+
+
+class Replay:
+  """Takes steps in any order that their waits allow; `first` is the first iteration's number."""
+
+  def __init__(self, work: Work, pools: Pools, first: int = 0):
+    self._work, self._pools, self._first = work, pools, first
+    self._held: dict[tuple, Label] = {}
+
+  def run(self, steps: Iterable[Step]) -> None:
+    """Raises:
+    ScheduleError: names the step that finds something other than it needs.
+    """
+    for step in steps:
+      self.take(step)
+
+  def take(self, step: Step) -> None:
+    if step.computation is None:
+      source, target = step.accesses
+      for part, a, b in zip(source.parts, places(source), places(target), strict=True):
+        self._held[b] = self._look(step, a, source, part)
+      return
+    for access in step.accesses:
+      if access.mode.reads:
+        self._expect(step, access)
+    for access in step.accesses:
+      if access.mode.writes:
+        for place in places(access):
+          self._held[place] = self._made(step.computation, access, place)
+
+  def _look(self, step: Step, place: tuple, access: Access, part: Part) -> Label:
+    item = access.object
+    if place not in self._held:
+      at_home = self._pools.home(item, self._work) is access.tier
+      if at_home and item.kind in (Kind.PARAMETERS, Kind.STATES, Kind.RESIDENT):
+        return (item, part, self._first)
+      raise ScheduleError(f"{step} reads {item} on the {access.tier}, where nothing was put.")
+    return self._held[place]
+
+  def _expect(self, step: Step, access: Access) -> None:
+    c = step.computation
+    assert c is not None
+    for part, place in zip(access.parts, places(access), strict=True):
+      found = self._look(step, place, access, part)
+      wanted = self._wanted(c, access, part)
+      if found[: len(wanted)] != wanted or not self._complete(c, access, found):
+        raise ScheduleError(f"{step} finds {_say(found)} where it needs {_say(wanted)}.")
+
+  def _wanted(self, c: Computation, access: Access, part: Part) -> Label:
+    return (access.object, part, c.iteration)
+
+  def _complete(self, c: Computation, access: Access, found: Label) -> bool:
+    """Gradients that an update reads are the sum over every micro-batch, each of them once."""
+    gradients = access.object.kind in (Kind.GRADIENTS, Kind.RESIDENT_GRADIENTS)
+    if not gradients or c.action is not Action.UPDATE:
+      return True
+    return sorted(found[3]) == list(range(self._work.micro_batches))
+
+  def _made(self, c: Computation, access: Access, place: tuple) -> Label:
+    item, part = access.object, place[3]
+    if item.kind in (Kind.GRADIENTS, Kind.RESIDENT_GRADIENTS):
+      before = self._held[place][3] if access.mode.reads else ()
+      return (item, part, c.iteration, (*before, c.micro_batch))
+    if c.action is Action.UPDATE:
+      return (item, part, c.iteration + 1)
+    return (item, part, c.iteration)

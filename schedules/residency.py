@@ -1,0 +1,227 @@
+"""What moves, derived from an order of computations by one rule for every schedule.
+
+On each tier, from the device down, the rule is the same. What a step reads is brought up if it is
+not there. The oldest buffer that is not in use makes room. What has left and is read again was
+carried down, once, right after it was produced; what nobody reads again is dropped. What an update
+changes is written through to its home and stays usable where it is.
+
+Buffers are reused oldest first even when a younger one is free: a ring through which everything
+streams keeps two transfers in flight, where the buffer freed last would be waited for.
+
+The derivation is incremental: it holds a few iterations at a time, since the list has no end.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+
+from schedules.demands import Demands, queue_of
+from schedules.pools import PERSISTENT, Pools
+from schedules.steps import Access, Computation, Mode, Object, Part, Queue, Step, Tier, Work
+
+_UP = {Tier.DEVICE: Queue.HOST_TO_DEVICE, Tier.HOST: Queue.SSD_READ}
+_DOWN = {Tier.DEVICE: Queue.DEVICE_TO_HOST, Tier.HOST: Queue.SSD_WRITE}
+
+
+@dataclasses.dataclass(eq=False)
+class _Draft:
+  """A step in the making. `carried` grows while later steps turn out to need what it wrote."""
+
+  queue: Queue
+  iteration: int
+  computation: Computation | None
+  accesses: list[Access]
+  loads: list["_Draft"] = dataclasses.field(default_factory=list)
+  carried: dict[Object, list[Part]] = dataclasses.field(default_factory=dict)
+
+  def __str__(self) -> str:
+    return str(self.computation or f"{self.queue} of {self.accesses[0].object}")
+
+  def carry(self, item: Object, parts: Iterable[Part]) -> None:
+    """Has `parts` of what this step writes carried one tier down."""
+    known = self.carried.setdefault(item, [])
+    known += [part for part in parts if part not in known]
+
+
+def derive(batches: Iterable[list[Computation]], work: Work, pools: Pools) -> Iterator[Step]:
+  """Yields the steps of the computations of whole iterations, in list order.
+
+  Raises:
+    ValueError: a pool is too small for a computation, or one reads what nothing has produced.
+  """
+  demands = Demands(work, pools.master_is_parameter)
+  drafts = ([_draft(c, demands) for c in batch] for batch in batches)
+  for tier in (Tier.DEVICE, Tier.HOST):
+    drafts = _TierPass(tier, work, pools).run(drafts)
+  return _with_waits(drafts)
+
+
+def _draft(c: Computation, demands: Demands) -> _Draft:
+  return _Draft(queue_of(c), c.iteration, c, list(demands.of(c)))
+
+
+class _TierPass:
+  """Walks the drafts and gives one tier's accesses their slots, loads and carries."""
+
+  def __init__(self, tier: Tier, work: Work, pools: Pools):
+    self._tier, self._work, self._pools = tier, work, pools
+    self._slot: dict[Object, int] = {}
+    self._valid: dict[Object, set[Part]] = {}
+    self._writer: dict[Object, dict[Part, _Draft]] = {}  # the newest value was produced up here
+    self._rings: dict[object, dict[int, Object | None]] = {}  # slot -> occupant, oldest use first
+    self._at_home: dict[object, int] = {}
+
+  def run(self, batches: Iterable[list[_Draft]]) -> Iterator[list[_Draft]]:
+    """One batch behind: by then it is known what of it was read again after it had left."""
+    before: list[_Draft] | None = None
+    for batch in batches:
+      for draft in batch:
+        self._visit(draft)
+      if before is not None:
+        yield self._emit(before)
+      before = batch
+    if before is not None:
+      yield self._emit(before)
+
+  def _visit(self, draft: _Draft) -> None:
+    in_use: set[tuple[object, int]] = set()
+    for i, access in enumerate(draft.accesses):
+      if access.tier is self._tier:
+        slot = self._acquire(access.object, in_use, draft)
+        in_use.add((access.object.kind, slot))
+        draft.accesses[i] = dataclasses.replace(access, slot=slot)
+        if access.mode.reads:
+          self._bring(draft, access, slot)
+        if access.mode.writes:
+          self._produce(draft, access)
+      elif access.tier is self._tier.below and draft.computation is not None:
+        self._use_below(access)
+
+  def _bring(self, draft: _Draft, access: Access, slot: int) -> None:
+    item = access.object
+    missing = tuple(p for p in access.parts if p not in self._valid.get(item, ()))
+    if not missing:
+      return
+    self._carry(item, missing)
+    if item.kind not in PERSISTENT and not self._was_written(item, missing):
+      raise ValueError(f"{draft} reads {item}, which nothing has produced.")
+    source = Access(self._tier.below, item, Mode.READ, missing)
+    target = Access(self._tier, item, Mode.WRITE, missing, slot)
+    draft.loads.append(_Draft(_UP[self._tier], draft.iteration, None, [source, target]))
+    self._valid.setdefault(item, set()).update(missing)
+
+  def _produce(self, draft: _Draft, access: Access) -> None:
+    item = access.object
+    self._valid.setdefault(item, set()).update(access.parts)
+    self._writer.setdefault(item, {}).update(dict.fromkeys(access.parts, draft))
+    home_is_below = self._pools.home(item, self._work) not in (Tier.DEVICE, self._tier)
+    if item.kind in PERSISTENT and home_is_below:
+      draft.carry(item, access.parts)
+
+  def _use_below(self, access: Access) -> None:
+    """A step of the tier below reads or overwrites something that may be newer up here."""
+    if access.mode.reads:
+      self._carry(access.object, access.parts)
+    if access.mode.writes:
+      self._valid.get(access.object, set()).difference_update(access.parts)
+      for part in access.parts:
+        self._writer.get(access.object, {}).pop(part, None)
+
+  def _carry(self, item: Object, parts: Iterable[Part]) -> None:
+    for part in parts:
+      if part in self._writer.get(item, {}):
+        self._writer[item][part].carry(item, [part])
+
+  def _was_written(self, item: Object, parts: Iterable[Part]) -> bool:
+    return all(part in self._writer.get(item, {}) for part in parts)
+
+  def _acquire(self, item: Object, in_use: set[tuple[object, int]], draft: _Draft) -> int:
+    if self._pools.home(item, self._work) is self._tier:
+      return self._home_slot(item)
+    size = self._pools.rings.get((self._tier, item.kind), 0)
+    ring = self._rings.setdefault(item.kind, dict.fromkeys(range(size)))
+    slot = self._slot.get(item)
+    if slot is None:
+      slot = next((s for s in ring if (item.kind, s) not in in_use), None)
+      if slot is None:
+        raise ValueError(
+          f"{draft} needs more than the {size} {item.kind} buffers of the {self._tier}'s pool."
+        )
+      self._evict(ring[slot])
+      self._slot[item] = slot
+    ring.pop(slot)
+    ring[slot] = item  # youngest
+    return slot
+
+  def _home_slot(self, item: Object) -> int:
+    """Numbered after the ring, in the order of first use."""
+    if item not in self._slot:
+      ring = self._pools.rings.get((self._tier, item.kind), 0)
+      used = self._at_home.get(item.kind, 0)
+      self._slot[item], self._at_home[item.kind] = ring + used, used + 1
+      if item.kind in PERSISTENT or self._tier is Tier.DEVICE and item.micro_batch is None:
+        self._valid[item] = {*self._work.parts, Part.WHOLE}
+    return self._slot[item]
+
+  def _evict(self, item: Object | None) -> None:
+    if item is not None:
+      self._slot.pop(item)
+      self._valid.pop(item, None)
+
+  def _emit(self, batch: list[_Draft]) -> list[_Draft]:
+    out: list[_Draft] = []
+    for draft in batch:
+      out += [*draft.loads, draft]
+      for item, parts in draft.carried.items():
+        out.append(self._save(draft, item, tuple(parts)))
+      draft.loads, draft.carried = [], {}
+    return out
+
+  def _save(self, draft: _Draft, item: Object, parts: tuple[Part, ...]) -> _Draft:
+    slot = next(
+      a.slot for a in draft.accesses if a.object == item and a.tier is self._tier and a.mode.writes
+    )
+    source = Access(self._tier, item, Mode.READ, parts, slot)
+    target = Access(self._tier.below, item, Mode.WRITE, parts)
+    return _Draft(_DOWN[self._tier], draft.iteration, None, [source, target])
+
+
+def _with_waits(batches: Iterable[list[_Draft]]) -> Iterator[Step]:
+  """Numbers the steps and derives the waits.
+
+  A step waits for what wrote what it reads, for the readers of what it overwrites, and for whoever
+  wrote there before. All of these stand earlier in the list, so nothing can wait for ever.
+  """
+  writer: dict[tuple, int] = {}
+  readers: dict[tuple, list[int]] = {}
+  index = 0
+  for batch in batches:
+    for draft in batch:
+      waits: set[int] = set()
+      for access in draft.accesses:
+        for place in places(access):
+          if place in writer:
+            waits.add(writer[place])
+          if access.mode.writes:
+            waits.update(readers.pop(place, ()))
+      for access in draft.accesses:
+        for place in places(access):
+          if access.mode.writes:
+            writer[place] = index
+          else:
+            readers.setdefault(place, []).append(index)
+      waits.discard(index)
+      yield Step(
+        index,
+        draft.queue,
+        draft.iteration,
+        draft.computation,
+        tuple(draft.accesses),
+        tuple(sorted(waits)),
+      )
+      index += 1
+
+
+def places(access: Access) -> list[tuple]:
+  """The memory that an access touches: a slot's parts, or on SSD the object's own."""
+  where = access.object if access.tier is Tier.SSD else access.slot
+  return [(access.tier, access.object.kind, where, part) for part in access.parts]

@@ -1,0 +1,176 @@
+"""The words of the language that schedules are written in.
+
+A schedule orders *computations*. From their order `residency` derives *steps*: the same computations
+on their queues, with every transfer that they need and the steps that each one waits for. A step
+names the *objects* it touches and the *slots* (buffers of a pool) that hold them.
+"""
+
+import dataclasses
+import enum
+
+RESIDENT_UNIT = -1  # the embedding and the head: always on the device, updated there
+
+
+class Tier(enum.StrEnum):
+  DEVICE = "device"
+  HOST = "host"
+  SSD = "ssd"
+
+  @property
+  def below(self) -> "Tier":
+    return {Tier.DEVICE: Tier.HOST, Tier.HOST: Tier.SSD}[self]
+
+
+class Queue(enum.StrEnum):
+  """Each queue has one worker; queues run at the same time."""
+
+  DEVICE = "device"
+  HOST_TO_DEVICE = "host_to_device"
+  DEVICE_TO_HOST = "device_to_host"
+  SSD_READ = "ssd_read"
+  SSD_WRITE = "ssd_write"
+  HOST_UPDATE = "host_update"
+
+
+class Kind(enum.StrEnum):
+  PARAMETERS = "parameters"  # of one unit
+  STATES = "states"  # the optimizer's vectors of one unit
+  GRADIENTS = "gradients"  # of one unit, summed over micro-batches
+  BOUNDARY = "boundary"  # the activation between two units, of one micro-batch
+  BOUNDARY_GRADIENT = "boundary_gradient"
+  RESIDENT = "resident"
+  RESIDENT_GRADIENTS = "resident_gradients"  # unit 0: the embedding's, last unit: the head's
+
+
+class Part(enum.StrEnum):
+  """Parts of a unit's flat vectors by update time: together they cover it, and do not overlap."""
+
+  NOW = "now"  # updated in the iteration that made the gradient
+  DELAYED = "delayed"  # updated during the next iteration's forward pass
+  WHOLE = "whole"  # objects that are not cut
+
+
+class Action(enum.StrEnum):
+  FORWARD = "forward"
+  BACKWARD = "backward"
+  UPDATE = "update"
+
+
+class Mode(enum.StrEnum):
+  READ = "read"
+  WRITE = "write"
+  MODIFY = "modify"  # read, then write in place
+
+  @property
+  def reads(self) -> bool:
+    return self is not Mode.WRITE
+
+  @property
+  def writes(self) -> bool:
+    return self is not Mode.READ
+
+
+@dataclasses.dataclass(frozen=True)
+class Computation:
+  """`backward` recomputes its unit; the last unit's is forward, loss and backward in one.
+
+  `iteration` is the one whose gradient an update applies; a schedule leaves it to `iterations`.
+  """
+
+  action: Action
+  unit: int
+  micro_batch: int | None = None
+  part: Part = Part.WHOLE
+  iteration: int = 0
+
+  def __str__(self) -> str:
+    unit = "resident" if self.unit == RESIDENT_UNIT else f"unit {self.unit}"
+    last = f", micro-batch {self.micro_batch}" if self.micro_batch is not None else ""
+    last += f", {self.part} part" if self.part is not Part.WHOLE else ""
+    return f"{self.action}({unit}{last}) of iteration {self.iteration}"
+
+
+def forward(unit: int, micro_batch: int) -> Computation:
+  return Computation(Action.FORWARD, unit, micro_batch)
+
+
+def backward(unit: int, micro_batch: int) -> Computation:
+  return Computation(Action.BACKWARD, unit, micro_batch)
+
+
+def update(unit: int, part: Part = Part.NOW) -> Computation:
+  return Computation(Action.UPDATE, unit, part=part)
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """What one iteration has to do.
+
+  `parts` are the parts a unit is cut into: NOW and DELAYED, or one of them where the delayed
+  fraction is 0 or 1. `pending` says that the iteration before left its DELAYED parts to this one.
+  """
+
+  units: int
+  micro_batches: int
+  parts: tuple[Part, ...] = (Part.NOW,)
+  pending: bool = False
+
+  @property
+  def last(self) -> int:
+    return self.units - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Object:
+  """Something that lives on a tier and may move."""
+
+  kind: Kind
+  unit: int
+  micro_batch: int | None = None
+
+  def __str__(self) -> str:
+    last = f", micro-batch {self.micro_batch}" if self.micro_batch is not None else ""
+    return f"{self.kind}({self.unit}{last})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Access:
+  """A step's use of an object on a tier, in a slot of that tier's pool for the kind (on SSD the
+  object is its own slot)."""
+
+  tier: Tier
+  object: Object
+  mode: Mode
+  parts: tuple[Part, ...] = (Part.WHOLE,)
+  slot: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+  """One entry of the derived list. `waits` are indices of earlier steps."""
+
+  index: int
+  queue: Queue
+  iteration: int
+  computation: Computation | None  # None for a transfer
+  accesses: tuple[Access, ...]
+  waits: tuple[int, ...]
+
+  def access(self, tier: Tier, kind: Kind, *, writes: bool | None = None) -> Access:
+    """The step's access to a kind on a tier; `writes` picks between a read one and a written one."""
+    for access in self.accesses:
+      if access.tier is tier and access.object.kind is kind:
+        if writes is None or access.mode.writes == writes:
+          return access
+    raise LookupError(f"{self} has no access to {kind} on {tier}.")
+
+  @property
+  def moved(self) -> Access:
+    """What a transfer reads."""
+    return self.accesses[0]
+
+  def __str__(self) -> str:
+    if self.computation is not None:
+      return str(self.computation)
+    parts = "" if self.moved.parts == (Part.WHOLE,) else f" {'+'.join(self.moved.parts)}"
+    return f"{self.queue} {self.moved.object}{parts} of iteration {self.iteration}"
