@@ -45,7 +45,7 @@ def rotate(x: Queries, positions: Positions, theta: float) -> Queries:
 
 
 class Attention(nn.Module):
-  """Projections around an `attend` function; rotary positions and head norms where the config asks."""
+  """Projections around an `attend` function, with rotary positions and head norms if configured."""
 
   config: ModelConfig
 

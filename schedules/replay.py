@@ -1,4 +1,4 @@
-"""Executes a derived list with labels in the place of arrays, and finds whatever would train wrongly.
+"""Executes a derived list with labels in the place of arrays: finds whatever would train wrongly.
 
 Every buffer holds the label of what was last written there. Each computation then has to find what
 it should: parameters of its own iteration, the right activation, gradients that are complete. The
@@ -16,10 +16,8 @@ from schedules.steps import (
   Action,
   Computation,
   Kind,
-  Object,
   Part,
   Step,
-  Tier,
   Work,
 )
 
@@ -90,3 +88,9 @@ class Replay:
     if c.action is Action.UPDATE:
       return (item, part, c.iteration + 1)
     return (item, part, c.iteration)
+
+
+def _say(label: Label) -> str:
+  item, part, iteration = label[:3]
+  name = "the resident parameters" if item.unit == RESIDENT_UNIT else str(item)
+  return f"{name}{'' if part is Part.WHOLE else f' ({part} part)'} of iteration {iteration}"

@@ -158,7 +158,7 @@ class _TierPass:
       ring = self._pools.rings.get((self._tier, item.kind), 0)
       used = self._at_home.get(item.kind, 0)
       self._slot[item], self._at_home[item.kind] = ring + used, used + 1
-      if item.kind in PERSISTENT or self._tier is Tier.DEVICE and item.micro_batch is None:
+      if item.kind in PERSISTENT or (self._tier is Tier.DEVICE and item.micro_batch is None):
         self._valid[item] = {*self._work.parts, Part.WHOLE}
     return self._slot[item]
 

@@ -1,8 +1,8 @@
 """The words of the language that schedules are written in.
 
-A schedule orders *computations*. From their order `residency` derives *steps*: the same computations
-on their queues, with every transfer that they need and the steps that each one waits for. A step
-names the *objects* it touches and the *slots* (buffers of a pool) that hold them.
+A schedule orders *computations*. From their order `residency` derives *steps*: the same
+computations on their queues, with every transfer that they need and the steps that each one waits
+for. A step names the *objects* it touches and the *slots* (buffers of a pool) that hold them.
 """
 
 import dataclasses
@@ -157,11 +157,12 @@ class Step:
   waits: tuple[int, ...]
 
   def access(self, tier: Tier, kind: Kind, *, writes: bool | None = None) -> Access:
-    """The step's access to a kind on a tier; `writes` picks between a read one and a written one."""
+    """The step's access to a kind on a tier; `writes` picks the written one or the other."""
     for access in self.accesses:
-      if access.tier is tier and access.object.kind is kind:
-        if writes is None or access.mode.writes == writes:
-          return access
+      if (
+        access.tier is tier and access.object.kind is kind and writes in (None, access.mode.writes)
+      ):
+        return access
     raise LookupError(f"{self} has no access to {kind} on {tier}.")
 
   @property
