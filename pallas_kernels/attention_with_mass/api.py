@@ -24,7 +24,7 @@ def attention_with_mass(
   page_size: int = 1,
   implementation: str | None = None,
 ) -> AttentionWithMass:
-  """Attention of the newest T rows of each sequence over its cache, with the attention's whereabouts.
+  """Attention of each sequence's newest T rows over its cache, and where that attention went.
 
   Row t of a sequence stands at slot `length - T + t` and sees slots [start, length - T + t]. What
   the cache holds outside [start, length) does not matter, NaN included. H query heads share K key

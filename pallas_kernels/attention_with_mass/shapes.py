@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 
 class Case(NamedTuple):
-  """A cache of `slots`, B = len(lengths) sequences filled from starts to lengths, and T new rows."""
+  """A cache of `slots`; B = len(lengths) sequences, filled from starts to lengths; T new rows."""
 
   name: str
   heads: int
@@ -36,9 +36,9 @@ CONFORMANCE = (
   Case("bfloat16, a wide head", 2, 1, 9, 256, 256, (256,), (5,), (0,), 32, "bfloat16"),
 )
 
-# Verification of 4 rows over 32k tokens. Heads and sizes: Llama-3-8B (arXiv 2407.21783, table 3) and
-# Qwen3-8B (arXiv 2505.09388, table 1) share 32 query heads, 8 key/value heads of 128; Gemma-2-9B
-# (arXiv 2408.00118, table 1) has 16 and 8 of 256; gpt-oss-20b (its model card) 64 and 8 of 64.
+# Verification of 4 rows. Llama-3-8B (arXiv 2407.21783) and Qwen3-8B (arXiv 2505.09388) share 32
+# query heads and 8 key/value heads of 128; Gemma-2-9B (arXiv 2408.00118) has 16 and 8 of 256;
+# gpt-oss-20b (its model card) 64 and 8 of 64.
 COMPILED = (
   Case("llama-3-8b", 32, 8, 4, 32_768, 128, (32_768,) * 4, (0,) * 4, (0, -1), 64, "bfloat16"),
   Case("gpt-oss-20b", 64, 8, 4, 32_768, 64, (32_768,) * 4, (0,) * 4, (0, -1), 16, "bfloat16"),
