@@ -1,0 +1,51 @@
+"""Which entries of the cache drafts attend to. `SELECTORS` is the whole list of names."""
+
+import importlib
+from collections.abc import Callable
+
+from models.decoding.selectors.base import Observation, Selection, Selector
+from models.decoding.selectors.budget import Budget
+from models.decoding.selectors.full import Full
+from models.decoding.selectors.scored import Scored, specattn
+from models.decoding.selectors.window import Window
+
+SELECTORS: dict[str, Callable[..., Selector]] = {
+  "specattn": specattn,
+  "window": Window,
+  "full": Full,
+}
+
+
+def make_selector(name: str, budget: Budget, page_size: int = 1) -> Selector:
+  """A selector by its name or by a dotted path, `my_module.MySelector`.
+
+  Raises:
+    ValueError: no such name, or nothing at the path; one sentence.
+  """
+  if "." not in name:
+    if name not in SELECTORS:
+      raise ValueError(
+        f"There is no selector {name!r}; choose among {', '.join(sorted(SELECTORS))}, or give a"
+        " dotted path such as my_module.MySelector."
+      )
+    return SELECTORS[name](budget=budget, page_size=page_size)
+  module, _, attribute = name.rpartition(".")
+  try:
+    make = getattr(importlib.import_module(module), attribute)
+  except (ImportError, AttributeError) as error:
+    raise ValueError(f"There is no selector at {name!r}: {error}.") from error
+  return make(budget=budget, page_size=page_size)
+
+
+__all__ = [
+  "SELECTORS",
+  "Budget",
+  "Full",
+  "Observation",
+  "Scored",
+  "Selection",
+  "Selector",
+  "Window",
+  "make_selector",
+  "specattn",
+]

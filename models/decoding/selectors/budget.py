@@ -1,0 +1,55 @@
+"""How many tokens a selection may hold."""
+
+import dataclasses
+import fractions
+
+import jax.numpy as jnp
+
+from models.axes import Lengths
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+  """A share of the context, or a number of tokens; never below `floor`, never above what exists.
+
+  SpecAttn's rule: clip(ceil(length * ratio), floor, ...). Ratios are kept as exact fractions, since
+  0.07 * 100 in float32 rounds up to 8 tokens.
+  """
+
+  ratio: fractions.Fraction | None
+  tokens: int = 0
+  floor: int = 256
+
+  @classmethod
+  def parse(cls, text: str, floor: int = 256) -> "Budget":
+    """With a decimal point a ratio in (0, 1], else tokens; ValueError with one sentence."""
+    try:
+      if "." in text:
+        ratio = fractions.Fraction(text).limit_denominator(10_000)
+        if 0 < ratio <= 1:
+          return cls(ratio, floor=floor)
+      elif int(text) > 0:
+        return cls(None, tokens=int(text))
+    except ValueError:
+      pass
+    raise ValueError(
+      f"--kv_budget={text} selects nothing to attend to: give a share of the context in (0, 1] with"
+      " a decimal point, as 0.07, or a number of tokens of at least 1."
+    )
+
+  def of(self, lengths: Lengths) -> Lengths:
+    """Tokens to select at these lengths, before the cap at what exists."""
+    if self.ratio is None:
+      return jnp.full_like(lengths, self.tokens)
+    share = -(-lengths * self.ratio.numerator // self.ratio.denominator)
+    return jnp.maximum(share, self.floor)
+
+  def most(self, slots: int) -> int:
+    """The most tokens ever selected from a cache of this size: the static size of a selection."""
+    if self.ratio is None:
+      return min(self.tokens, slots)
+    share = -(-slots * self.ratio.numerator // self.ratio.denominator)
+    return min(max(share, self.floor), slots)
+
+  def __str__(self) -> str:
+    return str(self.tokens) if self.ratio is None else f"{float(self.ratio):g}, floor {self.floor}"

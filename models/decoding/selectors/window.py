@@ -1,0 +1,33 @@
+"""The first tokens and the latest: StreamingLLM (arXiv 2309.17453), as MagicDec drafts with it.
+
+Positions stay the original ones; nothing is scored and there is no state.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from models.axes import Lengths
+from models.decoding.selectors.base import Selection, Unscored, pages_for, right_align
+from models.decoding.selectors.budget import Budget
+
+
+@dataclasses.dataclass(frozen=True)
+class Window(Unscored):
+  """`sink` tokens from the start (MagicDec's 16), and the latest up to the budget."""
+
+  budget: Budget
+  page_size: int = 1
+  sink: int = 16
+
+  def select(self, state: None, lengths: Lengths, layers: int, slots: int) -> Selection:
+    del state
+    capacity = pages_for(self.budget.most(slots), self.page_size)
+    sink = min(pages_for(self.sink, self.page_size), capacity // 2)
+    whole = lengths // self.page_size
+    counts = jnp.minimum(-(-self.budget.of(lengths) // self.page_size), whole)
+    counts = jnp.minimum(counts, capacity)
+    nth = jnp.arange(capacity)[None, :] - (capacity - counts[:, None])
+    latest = whole[:, None] - counts[:, None] + nth
+    pages, counts = right_align(counts, capacity, jnp.where(nth < sink, nth, latest), layers)
+    return Selection(pages, counts, tail=whole * self.page_size)
