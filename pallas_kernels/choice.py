@@ -11,6 +11,13 @@ import jax
 Supports = Callable[..., str | None]
 
 
+# What a GPU kernel's language needs.
+GPU_CAPABILITY = {
+  "triton": "it needs an NVIDIA GPU of compute capability 8.0 or more.",
+  "mosaic_gpu": "it needs an NVIDIA GPU of compute capability 9.0 (Hopper).",
+}
+
+
 def preferred(platform: str, compute_capability: float) -> tuple[str, ...]:
   """Names of implementations, the fastest first, for a platform and (NVIDIA) compute capability."""
   if platform != "gpu" or compute_capability < 8:
@@ -19,7 +26,7 @@ def preferred(platform: str, compute_capability: float) -> tuple[str, ...]:
 
 
 @functools.cache
-def _this_machine() -> tuple[str, ...]:
+def _of_this_machine() -> tuple[str, ...]:
   device = jax.devices()[0]
   capability = getattr(device, "compute_capability", None)
   return preferred(device.platform, float(capability) if capability else 0.0)
@@ -39,14 +46,16 @@ def choose(
 ) -> Callable[..., Any]:
   """The function to call: `requested`, or the first of this platform's that supports the arguments.
 
-  Raises ValueError, with the reason, if the requested implementation does not exist or does not
-  support the arguments. A choice is logged once a process.
+  Raises ValueError, with the reason, if the requested implementation does not exist, does not run
+  on this machine, or does not support the arguments. A choice is logged once a process.
   """
   if requested is not None and requested not in implementations:
     raise ValueError(
       f"{operation} has no implementation {requested!r}; use one of {', '.join(implementations)}."
     )
-  for name in (requested,) if requested else _this_machine():
+  if requested in GPU_CAPABILITY and requested not in _of_this_machine():
+    raise ValueError(f"{operation} cannot run as {requested}: {GPU_CAPABILITY[requested]}")
+  for name in (requested,) if requested else _of_this_machine():
     if name not in implementations:
       continue
     function, supports = implementations[name]

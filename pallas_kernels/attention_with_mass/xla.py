@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.attention_with_mass.reference import NOTHING, AttentionWithMass
 
-CHUNK = 1024  # slots
+CHUNK = 512  # slots
 LOGIT_BYTES = 64 * 2**20  # of one pass; more rows than fit go head by head
 
 
@@ -81,6 +81,10 @@ def _weighted_values(weights, v, lengths, starts):
   """Sum over chunks of weights [B, K, C, R, slots] times values; see the top of this file."""
   chunks, chunk = v.shape[2:4]
   product = lambda w, v: jnp.einsum("bkcrs,bkcsd->bkcrd", w, v, preferred_element_type=jnp.float32)
+  if chunks <= 2:
+    slot = jnp.arange(chunks * chunk).reshape(1, chunks, chunk)
+    written = (slot >= starts[:, None, None]) & (slot < lengths[:, None, None])
+    return product(weights, jnp.where(written[:, None, :, :, None], v, 0)).sum(axis=2)
   first = jnp.arange(chunks)[None] * chunk
   inside = (first >= starts[:, None]) & (first + chunk <= lengths[:, None])
   out = jnp.where(inside[:, None, :, None, None], product(weights, v), 0).sum(axis=2)
