@@ -95,6 +95,14 @@ class Transformer:
   def units(self) -> int:
     return self.config.layers
 
+  @property
+  def ties_embeddings(self) -> bool:
+    """Whether the loss reads the embedding's table too."""
+    return self.config.tied_embeddings
+
+  def context(self, positions: Positions, key: Key | None) -> Context:
+    return Context(positions, key)
+
   def init_resident(self, key: Key) -> Parameters:
     """{"embed", "head"} from a random key."""
     tokens, x = self._example()

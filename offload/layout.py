@@ -69,6 +69,12 @@ class Layout:
     start, stop = self.cuts[part]
     return stop - start
 
+  def payload(self, part: Part) -> int:
+    """Elements of leaves, without padding, that lie in a part."""
+    start, stop = self.cuts[part]
+    spans = zip(self.offsets, self.shapes, strict=True)
+    return sum(max(0, min(at + math.prod(s), stop) - max(at, start)) for at, s in spans)
+
   def views(self, vector: np.ndarray) -> Any:
     """The tree whose leaves are views of a flat vector."""
     leaves = [

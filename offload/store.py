@@ -88,6 +88,7 @@ class Store:
   def remove(self) -> None:
     """Removes what the store created: its arrays and its manifest, nothing else."""
     for array in self._arrays.values():
+      assert array.kvstore is not None
       array.kvstore.delete_range(ts.KvStore.KeyRange()).result()
     self._arrays.clear()
     (self.folder / _MANIFEST).unlink(missing_ok=True)

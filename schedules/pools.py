@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 
-from schedules.steps import Kind, Object, Part, Tier, Work
+from schedules.steps import Kind, Object, Part, Queue, Tier, Work
 
 PERSISTENT = (Kind.PARAMETERS, Kind.STATES)  # what outlives an iteration
 _BOUNDARIES = (Kind.BOUNDARY, Kind.BOUNDARY_GRADIENT)
@@ -11,12 +11,20 @@ _BOUNDARIES = (Kind.BOUNDARY, Kind.BOUNDARY_GRADIENT)
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-  """Bytes of one object of each kind, by part."""
+  """Bytes of one object of each kind, by part.
+
+  `bytes` are those of a buffer and of an SSD array, padding included; `payload` are those that
+  cross the device's link, which carries no padding.
+  """
 
   bytes: Mapping[tuple[Kind, Part], int]
+  payload: Mapping[tuple[Kind, Part], int]
 
-  def of(self, kind: Kind, parts: tuple[Part, ...]) -> int:
-    return sum(self.bytes[kind, part] for part in parts)
+  def moved(self, queue: Queue, kind: Kind, parts: tuple[Part, ...]) -> int:
+    """Bytes that a transfer of an object's parts moves."""
+    on_ssd = queue in (Queue.SSD_READ, Queue.SSD_WRITE)
+    sizes = self.bytes if on_ssd else self.payload
+    return sum(sizes[kind, part] for part in parts)
 
   def whole(self, kind: Kind) -> int:
     return sum(size for (k, _), size in self.bytes.items() if k is kind)
@@ -44,6 +52,13 @@ class Pools:
     if item.kind in _BOUNDARIES and home is Tier.HOST and item.micro_batch is not None:
       return Tier.SSD if item.micro_batch >= work.micro_batches - self.spilled else home
     return home
+
+  def home_slot(self, item: Object, work: Work) -> int:
+    """The buffer of an object on its home tier; they are numbered after the ring's."""
+    ring = self.rings.get((self.homes.get(item.kind, Tier.DEVICE), item.kind), 0)
+    if item.micro_batch is None:
+      return ring + max(item.unit, 0)
+    return ring + item.unit * work.micro_batches + item.micro_batch
 
   def buffers(self, tier: Tier, kind: Kind, work: Work) -> int:
     """Buffers that the kind takes on a tier: one per object at home there, and the ring."""

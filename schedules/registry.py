@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable, Iterator
+from typing import cast
 
 from schedules.horizontal import horizontal
 from schedules.in_memory import in_memory, in_memory_ascending
@@ -37,4 +38,4 @@ def find(name: str) -> Schedule:
     raise ValueError(f"--schedule={name} cannot be imported: {error}.") from error
   if not callable(found):
     raise ValueError(f"--schedule={name} is no function of Work to computations.")
-  return found
+  return cast(Schedule, found)

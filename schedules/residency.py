@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 
 from schedules.demands import Demands, queue_of
 from schedules.pools import PERSISTENT, Pools
-from schedules.steps import Access, Computation, Mode, Object, Part, Queue, Step, Tier, Work
+from schedules.steps import Access, Computation, Kind, Mode, Object, Part, Queue, Step, Tier, Work
 
 _UP = {Tier.DEVICE: Queue.HOST_TO_DEVICE, Tier.HOST: Queue.SSD_READ}
 _DOWN = {Tier.DEVICE: Queue.DEVICE_TO_HOST, Tier.HOST: Queue.SSD_WRITE}
@@ -68,7 +68,6 @@ class _TierPass:
     self._valid: dict[Object, set[Part]] = {}
     self._writer: dict[Object, dict[Part, _Draft]] = {}  # the newest value was produced up here
     self._rings: dict[object, dict[int, Object | None]] = {}  # slot -> occupant, oldest use first
-    self._at_home: dict[object, int] = {}
 
   def run(self, batches: Iterable[list[_Draft]]) -> Iterator[list[_Draft]]:
     """One batch behind: by then it is known what of it was read again after it had left."""
@@ -153,12 +152,9 @@ class _TierPass:
     return slot
 
   def _home_slot(self, item: Object) -> int:
-    """Numbered after the ring, in the order of first use."""
     if item not in self._slot:
-      ring = self._pools.rings.get((self._tier, item.kind), 0)
-      used = self._at_home.get(item.kind, 0)
-      self._slot[item], self._at_home[item.kind] = ring + used, used + 1
-      if item.kind in PERSISTENT or (self._tier is Tier.DEVICE and item.micro_batch is None):
+      self._slot[item] = self._pools.home_slot(item, self._work)
+      if item.kind in PERSISTENT or item.kind is Kind.RESIDENT:
         self._valid[item] = {*self._work.parts, Part.WHOLE}
     return self._slot[item]
 

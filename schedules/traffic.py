@@ -16,7 +16,7 @@ def count(steps: Iterable[Step], sizes: Sizes) -> Traffic:
   for step in steps:
     if step.computation is None:
       moved = step.moved
-      out[step.queue][moved.object.kind] += sizes.of(moved.object.kind, moved.parts)
+      out[step.queue][moved.object.kind] += sizes.moved(step.queue, moved.object.kind, moved.parts)
   return {link: dict(kinds) for link, kinds in out.items()}
 
 

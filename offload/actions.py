@@ -1,0 +1,199 @@
+"""What each step of a derived list does to arrays."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from offload.arrays import Arrays, HostSlots
+from offload.buffers import span
+from offload.layout import Layout
+from offload.programs import Programs, where
+from offload.resident import Resident
+from offload.transport import Transport
+from offload.update import Updater
+from schedules.steps import RESIDENT_UNIT, Access, Action, Kind, Mode, Queue, Step, Tier, Work
+from schedules.traffic import LINKS
+
+# (iteration, micro-batch) -> inputs and targets, int32 [B, T] each; the same whenever it is called
+Batches = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
+
+
+class Actions:
+  """Performs steps; safe to call from one thread for each queue.
+
+  Attributes:
+    losses: iteration -> micro-batch -> loss in nats, summed over its tokens.
+    moved: bytes by link and kind, counted as they move.
+  """
+
+  def __init__(
+    self,
+    work: Work,
+    layout: Layout,
+    programs: Programs,
+    updater: Updater,
+    resident: Resident,
+    transport: Transport,
+    host: HostSlots,
+    arrays: Arrays,
+    batches: Batches,
+    seed: int,
+  ):
+    self._work, self._layout, self._programs, self._updater = work, layout, programs, updater
+    self._resident, self._transport, self._host, self._arrays = resident, transport, host, arrays
+    self._batches, self._seed = batches, seed
+    self._device: dict[tuple[Kind, int | None], Any] = {}
+    self._weights: dict[int, float] = {}
+    self.losses: dict[int, dict[int | None, float]] = defaultdict(dict)
+    self.moved: dict[Queue, dict[Kind, int]] = {link: defaultdict(int) for link in LINKS}
+
+  def perform(self, step: Step) -> None:
+    """Returns when the step's effects are complete."""
+    if step.computation is not None:
+      self._compute(step)
+      return
+    source, target = step.accesses
+    transfer = {
+      Queue.HOST_TO_DEVICE: self._up,
+      Queue.DEVICE_TO_HOST: self._down,
+      Queue.SSD_READ: lambda a, b: self._arrays.read(a.object, a.parts, self._host[b]),
+      Queue.SSD_WRITE: lambda a, b: self._arrays.write(a.object, a.parts, self._host[a]),
+    }[step.queue]
+    self.moved[step.queue][source.object.kind] += transfer(source, target)
+
+  def loss(self, iteration: int) -> float:
+    """Nats per token of an iteration that is over."""
+    losses = self.losses[iteration]
+    return sum(losses[m] for m in range(self._work.micro_batches)) / self._weight(iteration)
+
+  def _up(self, source: Access, target: Access) -> int:
+    views = self._views(source)
+    self._device[_key(target)] = self._transport.up(views)
+    return _bytes(views)
+
+  def _down(self, source: Access, target: Access) -> int:
+    views = self._views(target)
+    self._transport.down(self._device[_key(source)], views)
+    return _bytes(views)
+
+  def _views(self, access: Access) -> Any:
+    """A host buffer as the tree that the device holds. A unit crosses the link whole."""
+    buffer = self._host[access]
+    if access.object.micro_batch is not None:
+      return buffer
+    assert set(access.parts) == set(self._layout.parts), access
+    return self._layout.views(buffer)
+
+  def _compute(self, step: Step) -> None:
+    c = step.computation
+    assert c is not None
+    if c.action is Action.UPDATE:
+      (self._update_resident if c.unit == RESIDENT_UNIT else self._update)(step)
+    else:
+      (self._forward if c.action is Action.FORWARD else self._backward)(step)
+
+  def _forward(self, step: Step) -> None:
+    c = step.computation
+    assert c is not None
+    at = where(self._seed, c.iteration, c.unit, c.micro_batch)
+    y = self._programs.forward(self._read(step, Kind.PARAMETERS), self._input(step, at), at)
+    self._write(step, Kind.BOUNDARY, y)
+
+  def _backward(self, step: Step) -> None:
+    c, p = step.computation, self._programs
+    assert c is not None
+    at = where(self._seed, c.iteration, c.unit, c.micro_batch)
+    unit, x = self._read(step, Kind.PARAMETERS), self._input(step, at)
+    gradients = self._sum_so_far(step, Kind.GRADIENTS, p.unit_zeros)
+    resident = None
+    if c.unit in (0, self._work.last):
+      resident = dict(self._sum_so_far(step, Kind.RESIDENT_GRADIENTS, self._resident_zeros(c.unit)))
+    if c.unit == self._work.last:
+      assert resident is not None
+      head = p.head_part(self._resident.parameters)
+      targets, scale = self._batch(step)[1], np.float32(1 / self._weight(c.iteration))
+      loss, dx, gradients, resident["head"] = p.loss_backward(
+        unit, head, x, targets, scale, gradients, resident["head"], at
+      )
+      self.losses[c.iteration][c.micro_batch] = float(loss)
+    else:
+      dy = self._read(step, Kind.BOUNDARY_GRADIENT)
+      dx, gradients = p.backward(unit, x, dy, gradients, at)
+    if c.unit == 0:
+      assert resident is not None
+      embed, inputs = self._resident.parameters["embed"], self._batch(step)[0]
+      resident["embed"] = p.embed_backward(embed, inputs, dx, resident["embed"], at)
+    else:
+      self._write(step, Kind.BOUNDARY_GRADIENT, dx)
+    self._write(step, Kind.GRADIENTS, gradients)
+    if resident is not None:
+      self._write(step, Kind.RESIDENT_GRADIENTS, resident)
+
+  def _update(self, step: Step) -> None:
+    c = step.computation
+    assert c is not None
+    start, stop = self._layout.cuts[c.part]
+    buffers = [
+      span(self._host[step.access(Tier.HOST, kind)], self._layout.cuts, c.part)
+      for kind in (Kind.PARAMETERS, Kind.STATES, Kind.GRADIENTS)
+    ]
+    self._updater.apply(c.iteration, *buffers, decayed=min(self._layout.decayed, stop) - start)
+
+  def _update_resident(self, step: Step) -> None:
+    sums: dict[str, Any] = {}
+    for access in step.accesses:
+      if access.object.kind is Kind.RESIDENT_GRADIENTS:
+        sums |= self._device[_key(access)]
+    self._resident.step(sums["embed"], sums["head"])
+
+  def _input(self, step: Step, at: np.ndarray) -> Any:
+    c = step.computation
+    assert c is not None
+    if c.unit > 0:
+      return self._device[_key(step.access(Tier.DEVICE, Kind.BOUNDARY, writes=False))]
+    return self._programs.embed(self._resident.parameters["embed"], self._batch(step)[0], at)
+
+  def _read(self, step: Step, kind: Kind) -> Any:
+    return self._device[_key(step.access(Tier.DEVICE, kind, writes=False))]
+
+  def _write(self, step: Step, kind: Kind, value: Any) -> None:
+    access = step.access(Tier.DEVICE, kind, writes=True)
+    self._device[_key(access)] = jax.block_until_ready(value)
+
+  def _sum_so_far(self, step: Step, kind: Kind, zeros: Callable[[], Any]) -> Any:
+    """The sum of an iteration's earlier micro-batches; taken out, since it is donated."""
+    access = step.access(Tier.DEVICE, kind, writes=True)
+    if access.mode is Mode.MODIFY:
+      return self._device.pop(_key(access))
+    return zeros()
+
+  def _resident_zeros(self, unit: int) -> Callable[[], Any]:
+    def zeros():
+      out = {"embed": self._programs.embed_zeros()} if unit == 0 else {}
+      return out | ({"head": self._programs.head_zeros()} if unit == self._work.last else {})
+
+    return zeros
+
+  def _batch(self, step: Step) -> tuple[np.ndarray, np.ndarray]:
+    c = step.computation
+    assert c is not None and c.micro_batch is not None
+    return self._batches(c.iteration, c.micro_batch)
+
+  def _weight(self, iteration: int) -> float:
+    """Tokens of a whole iteration that count in its loss."""
+    if iteration not in self._weights:
+      micro_batches = range(self._work.micro_batches)
+      targets = (self._batches(iteration, m)[1] for m in micro_batches)
+      self._weights = {iteration: float(sum((t >= 0).sum() for t in targets))}
+    return self._weights[iteration]
+
+
+def _key(access: Access) -> tuple[Kind, int | None]:
+  return access.object.kind, access.slot
+
+
+def _bytes(tree: Any) -> int:
+  return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))

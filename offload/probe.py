@@ -1,0 +1,75 @@
+"""Measures what a run's computations and transfers take on this machine, one at a time."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from offload.arrays import Arrays, HostSlots
+from offload.layout import Layout
+from offload.programs import Programs, where
+from offload.transport import Transport
+from offload.update import Updater
+from schedules.simulate import Profile
+from schedules.steps import Kind, Object, Queue
+
+_REPEATS = 3
+
+
+def probe(
+  layout: Layout,
+  programs: Programs,
+  resident: Any,
+  updater: Updater,
+  transport: Transport,
+  host: HostSlots,
+  arrays: Arrays,
+) -> Profile:
+  """A profile from the median of a few calls each, on buffers of the run's own sizes.
+
+  What it writes to SSD is a probe's own array, removed with the store.
+  """
+  vectors = {kind: host.spare(kind) for kind in (Kind.PARAMETERS, Kind.STATES, Kind.GRADIENTS)}
+  views = layout.views(vectors[Kind.PARAMETERS])
+  unit = transport.up(views)
+  device = _device_seconds(programs, resident, unit)
+  up = _seconds(lambda: transport.up(views))
+  gradients = programs.unit_zeros()
+  down = _seconds(lambda: transport.down(gradients, layout.views(vectors[Kind.GRADIENTS])))
+  states, item = vectors[Kind.STATES], Object(Kind.STATES, -1)
+  write = _seconds(lambda: arrays.write(item, layout.parts, states))
+  read = _seconds(lambda: arrays.read(item, layout.parts, states))
+  update = _seconds(lambda: updater.apply(0, *vectors.values(), decayed=layout.decayed))
+  bytes_of = lambda tree: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+  rates = {
+    Queue.HOST_TO_DEVICE: bytes_of(views) / up,
+    Queue.DEVICE_TO_HOST: bytes_of(gradients) / down,
+    Queue.SSD_READ: states.nbytes / read,
+    Queue.SSD_WRITE: states.nbytes / write,
+    Queue.HOST_UPDATE: states.nbytes / update,
+  }
+  return Profile(*device, 0.0, rates)
+
+
+def _device_seconds(programs: Programs, resident: Any, unit: Any) -> tuple[float, float, float]:
+  x = jax.numpy.zeros(programs.boundary.shape, programs.boundary.dtype)
+  targets, at = np.zeros(x.shape[:2], np.int32), where(0, 0, 0, 0)
+  head, scale = programs.head_part(resident), np.float32(1)
+  forward = _seconds(lambda: programs.forward(unit, x, at))
+  backward = _seconds(lambda: programs.backward(unit, x, x, programs.unit_zeros(), at))
+  zeros = lambda: (programs.unit_zeros(), programs.head_zeros())
+  last = _seconds(lambda: programs.loss_backward(unit, head, x, targets, scale, *zeros(), at))
+  return forward, backward, last
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+  """Median wall time of a call, after one that is not counted."""
+  jax.block_until_ready(call())
+  times = []
+  for _ in range(_REPEATS):
+    start = time.perf_counter()
+    jax.block_until_ready(call())
+    times.append(time.perf_counter() - start)
+  return max(sorted(times)[_REPEATS // 2], 1e-9)

@@ -1,0 +1,152 @@
+"""The compiled computations of a unit, which every schedule calls, the in-memory reference too.
+
+A fused program of the whole model would round differently, so bit-equality between schedules rests
+on these being the same executables.
+"""
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from offload.layout import Layout
+
+Tree = Any
+
+
+class Model(Protocol):
+  """A model as the streamer sees it: pure functions and an abstract description.
+
+  `resident` is {"embed": ..., "head": ...}; with `ties_embeddings` the loss reads both.
+  A context has `positions` and a random `key` made of (seed, iteration, unit, micro-batch).
+  """
+
+  @property
+  def units(self) -> int: ...
+  @property
+  def dtype(self) -> Any: ...
+  @property
+  def ties_embeddings(self) -> bool: ...
+  def init_resident(self, key: jax.Array) -> Tree: ...
+  def init_unit(self, key: jax.Array) -> Tree: ...
+  def context(self, positions: jax.Array, key: jax.Array | None) -> Any: ...
+  def embed(self, resident: Tree, tokens: jax.Array, context: Any) -> jax.Array: ...
+  def block(self, unit: Tree, x: jax.Array, context: Any) -> jax.Array: ...
+  def loss(
+    self, resident: Tree, x: jax.Array, targets: jax.Array, context: Any
+  ) -> tuple[jax.Array, jax.Array]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+  """Of one micro-batch."""
+
+  sequences: int
+  tokens: int  # of a sequence
+
+
+class Programs:
+  """Compiles on construction; `where` is int32 [4]: seed, iteration, unit, micro-batch.
+
+  forward(unit, x, where) -> y                                 all activations [B, T, M]
+  embed(embed, tokens, where) -> x
+  backward(unit, x, dy, gradients, where) -> (dx, gradients)   gradients are donated
+  loss_backward(unit, head, x, targets, scale, gradients, head_gradients, where)
+      -> (loss, dx, gradients, head_gradients)
+  embed_backward(embed, tokens, dx, embed_gradients, where) -> embed_gradients
+  loss(unit, head, x, targets, where) -> loss
+
+  `loss` is summed over tokens; gradients are those of loss * scale, summed in float32.
+  """
+
+  def __init__(self, model: Model, layout: Layout, shape: Shape):
+    self._model = model
+    unit = layout.abstract(model.dtype)
+    resident = jax.eval_shape(model.init_resident, jax.random.key(0))
+    embed, head = resident["embed"], self.head_part(resident)
+    b, t = shape.sequences, shape.tokens
+    tokens = jax.ShapeDtypeStruct((b, t), jnp.int32)
+    x = jax.eval_shape(lambda r, i: model.embed(r, i, self._context(i, None)), resident, tokens)
+    self.boundary = x
+    gradients = _float32(unit)
+    where, scale = jax.ShapeDtypeStruct((4,), jnp.int32), jax.ShapeDtypeStruct((), jnp.float32)
+    head_gradients, embed_gradients = _float32(head), _float32(embed)
+    self.embed = _compile(self._embed, embed, tokens, where)
+    self.forward = _compile(self._forward, unit, x, where)
+    self.backward = _compile(self._backward, unit, x, x, gradients, where, donate=(3,))
+    self.loss_backward = _compile(
+      *(self._loss_backward, unit, head, x, tokens, scale, gradients, head_gradients, where),
+      donate=(5, 6),
+    )
+    self.embed_backward = _compile(
+      self._embed_backward, embed, tokens, x, embed_gradients, where, donate=(3,)
+    )
+    self.loss = _compile(self._loss, unit, head, x, tokens, where)
+    self.unit_zeros = _zeros(gradients)
+    self.head_zeros, self.embed_zeros = _zeros(head_gradients), _zeros(embed_gradients)
+
+  @property
+  def temporary_bytes(self) -> int:
+    """Device memory that the largest program takes beside its arguments and results."""
+    programs = (self.forward, self.backward, self.loss_backward, self.embed_backward)
+    sizes = [program.memory_analysis() for program in programs]
+    return max(size.temp_size_in_bytes if size is not None else 0 for size in sizes)
+
+  def head_part(self, resident: Tree) -> Tree:
+    """What of the resident parameters the loss reads."""
+    return resident if self._model.ties_embeddings else {"head": resident["head"]}
+
+  def _context(self, tokens, where):
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape[:2])
+    if where is None:
+      return self._model.context(positions, None)
+    key = jax.random.key(where[0])
+    for number in where[1:]:
+      key = jax.random.fold_in(key, number)
+    return self._model.context(positions, key)
+
+  def _embed(self, embed, tokens, where):
+    return self._model.embed({"embed": embed}, tokens, self._context(tokens, where))
+
+  def _forward(self, unit, x, where):
+    return self._model.block(unit, x, self._context(x, where))
+
+  def _backward(self, unit, x, dy, gradients, where):
+    _, pull = jax.vjp(lambda unit, x: self._forward(unit, x, where), unit, x)
+    d_unit, dx = pull(dy)
+    return dx, _add(gradients, d_unit)
+
+  def _loss(self, unit, head, x, targets, where):
+    context = self._context(x, where)
+    return self._model.loss(head, self._model.block(unit, x, context), targets, context)[0]
+
+  def _loss_backward(self, unit, head, x, targets, scale, gradients, head_gradients, where):
+    loss, pull = jax.vjp(lambda *args: self._loss(*args, targets, where), unit, head, x)
+    d_unit, d_head, dx = pull(scale)
+    return loss, dx, _add(gradients, d_unit), _add(head_gradients, d_head)
+
+  def _embed_backward(self, embed, tokens, dx, embed_gradients, where):
+    _, pull = jax.vjp(lambda embed: self._embed(embed, tokens, where), embed)
+    return _add(embed_gradients, pull(dx)[0])
+
+
+def where(seed: int, iteration: int, unit: int, micro_batch: int | None) -> np.ndarray:
+  return np.array([seed, iteration, unit, micro_batch], np.int32)
+
+
+def _compile(function, *shapes, donate=()):
+  return jax.jit(function, donate_argnums=donate).lower(*shapes).compile()
+
+
+def _zeros(tree: Tree):
+  return _compile(lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), tree))
+
+
+def _float32(tree: Tree) -> Tree:
+  return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), tree)
+
+
+def _add(sums: Tree, gradients: Tree) -> Tree:
+  return jax.tree.map(lambda total, g: total + g.astype(jnp.float32), sums, gradients)

@@ -1,0 +1,50 @@
+"""The parameters that stay on the device (embedding, last norm, head) and their optimizer step."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from offload.update import Optimizer
+
+Tree = Any
+
+
+class Resident:
+  """Float32 master values, their optimizer's state, and the parameters cast from them.
+
+  Attributes:
+    parameters: the tree that computations read.
+  """
+
+  def __init__(self, parameters: Tree, optimizer: Optimizer, dtype: Any):
+    # Copies: the step donates them, and the caller's tree must outlive it.
+    self._masters = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), parameters)
+    decays = jax.tree.map(lambda leaf: leaf.ndim >= 2, parameters)
+    self._transformation = optax.chain(
+      optax.masked(optimizer.decayed, decays),
+      optax.masked(optimizer.plain, jax.tree.map(lambda d: not d, decays)),
+    )
+    self._state = self._transformation.init(self._masters)
+    self._cast = lambda tree: jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
+    self._step = jax.jit(self._update, donate_argnums=(0, 1))
+    self.parameters = parameters
+
+  @property
+  def bytes(self) -> int:
+    trees = (self._masters, self._state, self.parameters)
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
+
+  def step(self, embed_gradients: Tree, head_gradients: Tree) -> None:
+    """Applies {"embed": ...} and the gradients of what the loss read; embeddings may be in both."""
+    gradients = {**head_gradients, "embed": embed_gradients}
+    if "embed" in head_gradients:
+      gradients["embed"] = jax.tree.map(jnp.add, embed_gradients, head_gradients["embed"])
+    step = self._step(self._masters, self._state, gradients)
+    self._masters, self._state, self.parameters = jax.block_until_ready(step)
+
+  def _update(self, masters: Tree, state: Any, gradients: Tree):
+    updates, state = self._transformation.update(gradients, state, masters)
+    masters = optax.apply_updates(masters, updates)
+    return masters, state, self._cast(masters)

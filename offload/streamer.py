@@ -1,0 +1,191 @@
+"""Trains a model whose units stream through memory under a schedule."""
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import numpy as np
+
+from offload.actions import Actions, Batches
+from offload.arrays import Arrays, HostSlots, host_specs
+from offload.buffers import aligned
+from offload.executor import Executor, Span
+from offload.layout import Layout
+from offload.probe import probe
+from offload.programs import Model, Programs, Shape, where
+from offload.resident import Resident
+from offload.store import Store
+from offload.transport import TRANSPORTS
+from offload.update import Optimizer, Updater
+from schedules.iterations import iterations
+from schedules.pools import Pools
+from schedules.registry import Schedule
+from schedules.residency import derive
+from schedules.simulate import Profile
+from schedules.steps import RESIDENT_UNIT, Access, Kind, Mode, Object, Queue, Step, Tier, Work
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """How to train."""
+
+  schedule: Schedule
+  work: Work
+  shape: Shape
+  pools: Pools
+  optimizer: Optimizer
+  seed: int = 0
+  transport: str = "copy"
+  overlap: bool = True
+  direct_io: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """What a run of iterations did.
+
+  Attributes:
+    losses: nats per token of each iteration, over all its micro-batches.
+    seconds: wall time of each iteration, from the end of one to the end of the next.
+    moved: bytes by link and kind, counted as they moved.
+    spans: every step that ran, in seconds since the run began.
+  """
+
+  losses: list[float]
+  seconds: list[float]
+  moved: dict[Queue, dict[Kind, int]]
+  spans: list[Span]
+
+
+class Streamer:
+  """A model in training: its parameters and states on their tiers, and what moves them.
+
+  Construction compiles the programs, creates the store and writes the initial values, unit by unit:
+  a model that does not fit in memory is never whole there.
+  """
+
+  def __init__(
+    self, model: Model, layout: Layout, settings: Settings, batches: Batches, store: pathlib.Path
+  ):
+    self._model, self._layout, self._settings, self._batches = model, layout, settings, batches
+    self._programs = Programs(model, layout, settings.shape)
+    self._updater = Updater(settings.optimizer, model.dtype)
+    names = self._updater.names
+    self._transport = TRANSPORTS[settings.transport]()
+    self._host = HostSlots(host_specs(layout, self._programs.boundary, names, model.dtype))
+    store_of_run = Store(store, {"format": 1, "units": model.units}, direct_io=settings.direct_io)
+    self._arrays = Arrays(store_of_run, layout, names)
+    self._resident = self._initialise(jax.random.key(settings.seed))
+
+  @property
+  def peak_bytes(self) -> dict[str, int]:
+    """Bytes of the host buffers made, of the SSD arrays made, and of the device memory that the
+    largest program takes beside its arguments."""
+    return {
+      "host": self._host.bytes,
+      "ssd": self._arrays.bytes,
+      "device_temporary": self._programs.temporary_bytes,
+    }
+
+  def run(
+    self, first: int, count: int, on_iteration: Callable[[int, float], None] = lambda i, loss: None
+  ) -> Result:
+    """Trains iterations `first` to `first + count - 1`; nothing is left pending at the end.
+
+    `on_iteration` is told each iteration's number and its loss when its backward pass is over.
+    """
+    s = self._settings
+    actions = Actions(
+      *(s.work, self._layout, self._programs, self._updater, self._resident, self._transport),
+      *(self._host, self._arrays, self._batches, s.seed),
+    )
+    losses, ends = [], [time.perf_counter()]
+
+    def done(step: Step) -> None:
+      if step.computation is not None and step.computation.unit == RESIDENT_UNIT:
+        ends.append(time.perf_counter())
+        losses.append(actions.loss(step.iteration))
+        on_iteration(step.iteration, losses[-1])
+
+    executor = Executor(actions.perform, overlap=s.overlap)
+    executor.run(derive(iterations(s.schedule, s.work, first, count), s.work, s.pools), done)
+    ends[-1] = time.perf_counter()  # the last iteration ends when its last write has landed
+    moved = {link: dict(kinds) for link, kinds in actions.moved.items()}
+    return Result(losses, np.diff(ends).tolist(), moved, executor.spans)
+
+  def evaluate(self, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
+    """Mean loss in nats per token; every unit is loaded once for all batches together.
+
+    Batches have the shape that the programs were compiled for.
+    """
+    batches, at = list(batches), where(self._settings.seed, 0, 0, 0)
+    resident, last = self._resident.parameters, self._model.units - 1
+    xs = [self._programs.embed(resident["embed"], inputs, at) for inputs, _ in batches]
+    for u in range(last):
+      unit = self.unit_parameters(u)
+      xs = [self._programs.forward(unit, x, at) for x in xs]
+    unit, head = self.unit_parameters(last), self._programs.head_part(resident)
+    pairs = zip(xs, batches, strict=True)
+    losses = [float(self._programs.loss(unit, head, x, targets, at)) for x, (_, targets) in pairs]
+    return sum(losses) / sum(int((targets >= 0).sum()) for _, targets in batches)
+
+  def probe(self) -> Profile:
+    """What this run's computations and transfers take on this machine, measured one at a time."""
+    return probe(
+      *(self._layout, self._programs, self._resident.parameters, self._updater),
+      *(self._transport, self._host, self._arrays),
+    )
+
+  def unit_parameters(self, unit: int) -> Any:
+    """One unit's parameters on the device."""
+    return self._transport.up(self._layout.views(self._stored(Kind.PARAMETERS, unit)))
+
+  def unit_states(self, unit: int) -> dict[str, np.ndarray]:
+    """One unit's optimizer vectors by name, flat, as the layout has them."""
+    return dict(zip(self._updater.names, self._stored(Kind.STATES, unit).copy(), strict=True))
+
+  @property
+  def resident_parameters(self) -> Any:
+    return self._resident.parameters
+
+  def close(self) -> None:
+    """Removes the store, which belongs to this run."""
+    self._arrays.remove()
+
+  def _initialise(self, key: jax.Array) -> Resident:
+    model, layout = self._model, self._layout
+    init_unit = jax.jit(model.init_unit)
+    masters = aligned((layout.elements,), np.float32)
+    states = aligned((len(self._updater.names), layout.elements), np.float32)
+    for u in range(model.units):
+      tree = init_unit(jax.random.fold_in(key, u))
+      jax.tree.map(lambda view, leaf: np.copyto(view, leaf), layout.views(masters), tree)
+      self._updater.initial_states(masters, states)
+      self._put(Kind.PARAMETERS, u, masters.astype(model.dtype, copy=False))
+      self._put(Kind.STATES, u, states)
+    self._updater.start(0)
+    initial = jax.jit(model.init_resident)(jax.random.fold_in(key, model.units))
+    return Resident(initial, self._settings.optimizer, model.dtype)
+
+  def _put(self, kind: Kind, unit: int, value: np.ndarray) -> None:
+    home = self._home(kind, unit)
+    if home.tier is Tier.HOST:
+      np.copyto(self._host[home], value)
+    else:
+      self._arrays.write(home.object, home.parts, value)
+
+  def _stored(self, kind: Kind, unit: int) -> np.ndarray:
+    home = self._home(kind, unit)
+    if home.tier is Tier.HOST:
+      return self._host[home]
+    buffer = self._host.spare(kind)
+    self._arrays.read(home.object, home.parts, buffer)
+    return buffer
+
+  def _home(self, kind: Kind, unit: int) -> Access:
+    item, pools, work = Object(kind, unit), self._settings.pools, self._settings.work
+    slot = pools.home_slot(item, work)
+    return Access(pools.home(item, work), item, Mode.READ, self._layout.parts, slot)

@@ -1,0 +1,82 @@
+"""Between host arrays and device arrays, in two ways behind one seam.
+
+`copy` copies around the compiled programs. `callback` moves the same bytes by a host callback in a
+compiled program of its own. Both return when the copy is complete, so that its source may change.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import io_callback
+
+
+class Transport(Protocol):
+  def up(self, views: Any) -> Any:
+    """A tree of host arrays to a tree of device arrays of their own memory."""
+    ...
+
+  def down(self, arrays: Any, views: Any) -> None:
+    """A tree of device arrays into a tree of host arrays."""
+    ...
+
+
+class Copy:
+  def up(self, views: Any) -> Any:
+    # device_put and may_alias=False may alias host memory on CPU; jnp.array never does.
+    return jax.block_until_ready(jax.tree.map(lambda view: jnp.array(view, copy=True), views))
+
+  def down(self, arrays: Any, views: Any) -> None:
+    jax.tree.map(lambda view, array: np.copyto(view, np.asarray(array)), views, arrays)
+
+
+class Callback:
+  """Programs whose body is an `io_callback`; one for each shape of tree that moves."""
+
+  def __init__(self):
+    self._programs: dict[Any, Callable] = {}
+    self._views: dict[int, Any] = {}  # what the callbacks at work read or fill, by ticket
+    self._tickets = 0
+
+  def up(self, views: Any) -> Any:
+    shapes = jax.tree.map(lambda view: jax.ShapeDtypeStruct(view.shape, view.dtype), views)
+    return self._call(("up", _signature(shapes)), lambda: self._fetcher(shapes), views)
+
+  def down(self, arrays: Any, views: Any) -> None:
+    key = ("down", _signature(arrays))
+    self._call(key, lambda: jax.jit(self._store), views, arrays)
+
+  def _call(self, key: Any, make: Callable[[], Callable], views: Any, *arrays: Any) -> Any:
+    if key not in self._programs:
+      self._programs[key] = make()
+    self._tickets += 1
+    ticket = np.int32(self._tickets % 2**31)
+    self._views[int(ticket)] = views
+    try:
+      return jax.block_until_ready(self._programs[key](ticket, *arrays))
+    finally:
+      del self._views[int(ticket)]
+
+  def _fetcher(self, shapes: Any) -> Callable:
+    # The runtime may keep a callback's results as they are, so they must not be the pool's memory.
+    fetch = lambda ticket: jax.tree.map(np.copy, self._views[int(ticket)])
+    return jax.jit(lambda ticket: io_callback(fetch, shapes, ticket))
+
+  def _store(self, ticket: jax.Array, arrays: Any) -> jax.Array:
+    def store(ticket, arrays):
+      jax.tree.map(
+        lambda view, array: np.copyto(view, np.asarray(array)), self._views[int(ticket)], arrays
+      )
+      return np.int32(0)
+
+    return io_callback(store, jax.ShapeDtypeStruct((), jnp.int32), ticket, arrays)
+
+
+TRANSPORTS: dict[str, Callable[[], Transport]] = {"copy": Copy, "callback": Callback}
+
+
+def _signature(tree: Any) -> Any:
+  leaves, treedef = jax.tree.flatten(tree)
+  return treedef, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)

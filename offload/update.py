@@ -1,0 +1,164 @@
+"""An elementwise optax transformation applied to slices of flat vectors.
+
+One compiled program updates one block of fixed size, padded at the end, so that where a vector is
+cut cannot change a bit of the result. What belongs to a whole step (counts, and with them learning
+rates) is kept once for each iteration.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from offload.buffers import aligned
+
+_BLOCK = 2**17  # elements: a block's vectors stay in the processor's cache on their way back
+MASTER = "master"
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+  """A transformation for the leaves that decay and one for the others, alike but for the decay."""
+
+  decayed: optax.GradientTransformation
+  plain: optax.GradientTransformation
+
+
+class Updater:
+  """Applies an optimizer to parameters, states and gradients that lie in host memory.
+
+  Attributes:
+    names: of the state vectors, in the order in which they are stacked. The float32 master values
+      are the last one where the parameters are of another type.
+
+  Raises:
+    ValueError: the optimizer is not elementwise, so that it cannot be applied to slices.
+  """
+
+  def __init__(self, optimizer: Optimizer, parameter_dtype: Any, block: int = _BLOCK):
+    self._block = block
+    self._dtype = np.dtype(parameter_dtype)
+    self._cpu = jax.local_devices(backend="cpu")[0]
+    state = jax.eval_shape(optimizer.decayed.init, jax.ShapeDtypeStruct((block,), jnp.float32))
+    paths, self._treedef = jax.tree.flatten_with_path(state)
+    self._is_vector = [_is_vector(path, leaf, block) for path, leaf in paths]
+    self.names = [
+      _name(path) for (path, _), vector in zip(paths, self._is_vector, strict=True) if vector
+    ]
+    self.has_master = self._dtype != np.float32
+    if self.has_master:
+      self.names.append(MASTER)
+    _refuse_unless_elementwise(optimizer.decayed)
+    self._programs = [self._compile(t) for t in (optimizer.decayed, optimizer.plain)]
+    self._initial = jax.jit(optimizer.decayed.init)
+    self._scalars: dict[int, list[Any]] = {}  # before the step of an iteration
+    self._scratch = aligned((len(self.names) + 2, block), np.float32)
+
+  def start(self, iteration: int) -> None:
+    """Sets the optimizer's step count to that of a fresh start, for the iteration to come."""
+    state = jax.tree.leaves(self._initial(jnp.zeros(self._block, jnp.float32)))
+    scalars = [leaf for leaf, vector in zip(state, self._is_vector, strict=True) if not vector]
+    self._scalars = {iteration: scalars}
+
+  def initial_states(self, parameters: np.ndarray, states: np.ndarray) -> None:
+    """Fills the stacked states of a vector of initial float32 values."""
+    leaves = jax.tree.leaves(jax.device_get(self._initial(jnp.array(parameters))))
+    vectors = [leaf for leaf, vector in zip(leaves, self._is_vector, strict=True) if vector]
+    for target, vector in zip(states, [*vectors, parameters][: len(states)], strict=True):
+      np.copyto(target, vector)
+
+  def apply(
+    self,
+    iteration: int,
+    parameters: np.ndarray,
+    states: np.ndarray,
+    gradients: np.ndarray,
+    decayed: int,
+  ) -> None:
+    """Updates vectors in place: the first `decayed` elements with weight decay, the rest without.
+
+    Shapes: parameters [n] of the parameter dtype, states float32 [vectors, n], gradients float32
+    [n], which are overwritten nowhere.
+    """
+    scalars = self._scalars[iteration]
+    self._scalars = {i: s for i, s in self._scalars.items() if i >= iteration - 1}
+    with jax.default_device(self._cpu):
+      for program, start, stop in self._blocks(len(gradients), decayed):
+        blocks = (parameters[start:stop], states[:, start:stop], gradients[start:stop])
+        after = self._apply_block(program, scalars, *blocks)
+        self._scalars.setdefault(iteration + 1, after)
+
+  def _blocks(self, length: int, decayed: int):
+    decayed = min(max(decayed, 0), length)
+    for program, begin, end in ((0, 0, decayed), (1, decayed, length)):
+      for start in range(begin, end, self._block):
+        yield self._programs[program], start, min(start + self._block, end)
+
+  def _apply_block(self, program, scalars, parameters, states, gradients) -> list[Any]:
+    size = len(gradients)
+    whole = size == self._block
+    inputs = [gradients, *states] if self.has_master else [gradients, *states, parameters]
+    if not whole:
+      for row, values in zip(self._scratch, inputs, strict=False):
+        row[:size], row[size:] = values, 0
+      inputs = list(self._scratch[: len(inputs)])
+    cast, vectors, after = program(inputs, scalars)
+    for target, vector in zip(states, vectors, strict=False):
+      np.copyto(target, np.asarray(vector)[:size])
+    np.copyto(parameters, np.asarray(cast)[:size])
+    return after
+
+  def _compile(self, transformation: optax.GradientTransformation):
+    def step(inputs, scalars):
+      gradients, *vectors, master = inputs
+      state = self._join(vectors, scalars)
+      updates, state = transformation.update(gradients, state, master)
+      master = jnp.asarray(optax.apply_updates(master, updates))
+      vectors, scalars = self._split(state)
+      if self.has_master:
+        return master.astype(self._dtype), [*vectors, master], scalars
+      return master, vectors, scalars
+
+    return jax.jit(step)
+
+  def _join(self, vectors: list[Any], scalars: list[Any]) -> Any:
+    vectors, scalars = list(vectors), list(scalars)
+    leaves = [(vectors if vector else scalars).pop(0) for vector in self._is_vector]
+    return jax.tree.unflatten(self._treedef, leaves)
+
+  def _split(self, state: Any) -> tuple[list[Any], list[Any]]:
+    leaves = list(zip(jax.tree.leaves(state), self._is_vector, strict=True))
+    return [x for x, vector in leaves if vector], [x for x, vector in leaves if not vector]
+
+
+def _name(path: Any) -> str:
+  return str(path[-1]).lstrip(".") if path else "state"
+
+
+def _is_vector(path: Any, leaf: Any, block: int) -> bool:
+  if leaf.shape not in ((), (block,)):
+    raise ValueError(
+      f"The optimizer keeps {_name(path)} of shape {leaf.shape} for {block} elements: only "
+      "elementwise optimizers (AdamW, Lion, SGD, ...) can be applied to slices."
+    )
+  return leaf.shape == (block,)
+
+
+def _refuse_unless_elementwise(transformation: optax.GradientTransformation) -> None:
+  """Perturbs one gradient of a small matrix: no other element's update may change."""
+  parameters = jnp.linspace(0.5, 1.5, 12).reshape(3, 4)
+  gradients = jnp.linspace(-1.0, 2.0, 12).reshape(3, 4)
+
+  def updates(gradients):
+    state = transformation.init(parameters)
+    return jnp.asarray(transformation.update(gradients, state, parameters)[0])
+
+  changed = updates(gradients) != updates(gradients.at[1, 2].add(3.0))
+  if changed.sum() > changed[1, 2]:
+    raise ValueError(
+      "The optimizer's update of one element depends on other elements: only elementwise "
+      "optimizers (AdamW, Lion, SGD, ...) can be applied to slices."
+    )

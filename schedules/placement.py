@@ -1,0 +1,120 @@
+"""Chooses homes and rings for a schedule under memory budgets.
+
+Everything starts on SSD behind the smallest rings; then one kind after another moves up wherever
+the budgets allow it and the derived list moves fewer bytes for it.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+from schedules.iterations import iterations
+from schedules.pools import Pools, Sizes
+from schedules.registry import Schedule
+from schedules.residency import derive
+from schedules.steps import Kind, Queue, Tier, Work
+from schedules.traffic import count, totals
+
+Budgets = dict[Tier, int | None]  # bytes; None where there is no limit
+
+_STREAMED = (
+  Kind.PARAMETERS,
+  Kind.STATES,
+  Kind.GRADIENTS,
+  Kind.BOUNDARY,
+  Kind.BOUNDARY_GRADIENT,
+)
+# Two buffers keep a transfer in flight beside a computation; boundaries are small and many.
+_DEVICE_RINGS = {
+  Kind.PARAMETERS: 2,
+  Kind.GRADIENTS: 2,
+  Kind.BOUNDARY: 4,
+  Kind.BOUNDARY_GRADIENT: 4,
+}
+_HOST_RINGS = {
+  Kind.PARAMETERS: 3,
+  Kind.STATES: 3,
+  Kind.GRADIENTS: 2,
+  Kind.BOUNDARY: 4,
+  Kind.BOUNDARY_GRADIENT: 4,
+}
+_SSD_WEIGHT = 8  # a byte on the SSD costs about as much as this many on the device's link
+
+
+def smallest(work: Work, master_is_parameter: bool, depth: int = 3) -> Pools:
+  """Everything on SSD; host rings at most `depth` deep."""
+  rings = {(Tier.DEVICE, kind): size for kind, size in _DEVICE_RINGS.items()}
+  rings |= {(Tier.HOST, kind): min(size, depth + 1) for kind, size in _HOST_RINGS.items()}
+  rings |= {(Tier.HOST, k): min(depth, work.units) for k in (Kind.PARAMETERS, Kind.STATES)}
+  return Pools(dict.fromkeys(_STREAMED, Tier.SSD), rings, 0, master_is_parameter)
+
+
+def place(
+  schedule: Schedule, work: Work, sizes: Sizes, budgets: Budgets, master_is_parameter: bool = True
+) -> Pools:
+  """The placement that moves the fewest bytes, as far as one pass over the kinds finds it.
+
+  Raises:
+    ValueError: not even one unit fits; says which tier lacks how much, and the flag.
+  """
+  pools = _first_that_fits(work, sizes, budgets, master_is_parameter)
+  cost = _cost(schedule, work, sizes, pools)
+  for kind, tier in _moves():
+    for candidate in _raised(pools, kind, tier, work):
+      if _lacking(candidate, work, sizes, budgets):
+        continue
+      cheaper = _cost(schedule, work, sizes, candidate)
+      if cheaper < cost:
+        pools, cost = candidate, cheaper
+        break
+  return pools
+
+
+def _first_that_fits(
+  work: Work, sizes: Sizes, budgets: Budgets, master_is_parameter: bool
+) -> Pools:
+  pools = smallest(work, master_is_parameter)
+  for depth in (3, 2, 1):
+    pools = smallest(work, master_is_parameter, depth)
+    lacking = _lacking(pools, work, sizes, budgets)
+    if not lacking:
+      return pools
+  tier, needed = _lacking(pools, work, sizes, budgets)[0]
+  raise ValueError(
+    f"--{tier}_memory_budget={budgets[tier]} is too small: one unit's buffers take {needed} bytes "
+    f"of {tier} memory; raise the budget, or take smaller or fewer micro-batches."
+  )
+
+
+def _lacking(pools: Pools, work: Work, sizes: Sizes, budgets: Budgets) -> list[tuple[Tier, int]]:
+  peaks = pools.peak_bytes(work, sizes)
+  return [(t, peaks[t]) for t, limit in budgets.items() if limit is not None and peaks[t] > limit]
+
+
+def _moves() -> Iterator[tuple[Kind, Tier]]:
+  """What is read most often for its size comes first."""
+  activations = (Kind.BOUNDARY, Kind.BOUNDARY_GRADIENT)
+  for kind in (*activations, Kind.GRADIENTS, Kind.PARAMETERS, Kind.STATES):
+    yield kind, Tier.HOST
+  for kind in (*activations, Kind.GRADIENTS, Kind.PARAMETERS):
+    yield kind, Tier.DEVICE
+
+
+def _raised(pools: Pools, kind: Kind, tier: Tier, work: Work) -> Iterator[Pools]:
+  """Candidates with a kind's home raised, the most generous first."""
+  if kind is Kind.PARAMETERS and tier is Tier.DEVICE:
+    # Updates need them in host memory, so they stay at home there; the device keeps a copy of each.
+    yield dataclasses.replace(pools, rings={**pools.rings, (tier, kind): work.units})
+    return
+  homes = {**pools.homes, kind: tier}
+  yield dataclasses.replace(pools, homes=homes)
+  if kind is Kind.BOUNDARY and tier is Tier.HOST:
+    for spilled in range(1, work.micro_batches):
+      yield dataclasses.replace(pools, homes=homes, spilled=spilled)
+
+
+def _cost(schedule: Schedule, work: Work, sizes: Sizes, pools: Pools) -> int:
+  """Bytes of a steady iteration, those on SSD weighted."""
+  steps = derive(iterations(schedule, work, 0, 3), work, pools)
+  moved = totals(count((s for s in steps if s.iteration == 1), sizes))
+  ssd = moved[Queue.SSD_READ] + moved[Queue.SSD_WRITE]
+  return _SSD_WEIGHT * ssd + moved[Queue.HOST_TO_DEVICE] + moved[Queue.DEVICE_TO_HOST]

@@ -1,0 +1,95 @@
+"""Seconds of a derived list on a machine, before it runs.
+
+The simulation walks the list as the executor does: each queue takes, among its steps whose waits are
+over, the one listed first. The bound is what the busiest queue needs with no waiting at all.
+"""
+
+import dataclasses
+import heapq
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+from schedules.pools import Sizes
+from schedules.steps import RESIDENT_UNIT, Action, Kind, Queue, Step, Work
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+  """What a machine takes for one run's computations and transfers.
+
+  `rates` are bytes per second of each link, and of the states that an update goes through.
+  """
+
+  forward_seconds: float  # one unit, one micro-batch
+  backward_seconds: float
+  last_backward_seconds: float  # forward, loss and backward of the last unit
+  resident_seconds: float  # the embedding's and head's optimizer step
+  rates: Mapping[Queue, float]
+
+  def seconds(self, step: Step, work: Work, sizes: Sizes) -> float:
+    """How long a step takes by itself."""
+    c = step.computation
+    if c is None:
+      moved = sizes.moved(step.queue, step.moved.object.kind, step.moved.parts)
+      return moved / self.rates[step.queue]
+    if c.action is Action.UPDATE:
+      if c.unit == RESIDENT_UNIT:
+        return self.resident_seconds
+      return sizes.bytes[Kind.STATES, c.part] / self.rates[Queue.HOST_UPDATE]
+    if c.action is Action.FORWARD:
+      return self.forward_seconds
+    return self.last_backward_seconds if c.unit == work.last else self.backward_seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class SimulatedSpan:
+  """A step's seconds from the beginning of the list."""
+
+  step: Step
+  start: float
+  stop: float
+
+
+def simulate(
+  steps: Iterable[Step], profile: Profile, work: Work, sizes: Sizes
+) -> list[SimulatedSpan]:
+  """Runs a finite list in simulated time; spans are in the order in which their steps begin."""
+  listed = {step.index: step for step in steps}
+  blocked = {i: sum(w in listed for w in step.waits) for i, step in listed.items()}
+  dependents: dict[int, list[int]] = defaultdict(list)
+  for i, step in listed.items():
+    for wait in step.waits:
+      dependents[wait].append(i)
+  ready: dict[Queue, list[int]] = {queue: [] for queue in Queue}
+  for i, count in blocked.items():
+    if count == 0:
+      heapq.heappush(ready[listed[i].queue], i)
+  running: list[tuple[float, int]] = []
+  busy: set[Queue] = set()
+  now, spans = 0.0, []
+  while True:
+    for queue in Queue:
+      if ready[queue] and queue not in busy:
+        step = listed[heapq.heappop(ready[queue])]
+        stop = now + profile.seconds(step, work, sizes)
+        spans.append(SimulatedSpan(step, now, stop))
+        heapq.heappush(running, (stop, step.index))
+        busy.add(queue)
+    if not running:
+      return spans
+    now, ended = heapq.heappop(running)
+    busy.discard(listed[ended].queue)
+    for i in dependents[ended]:
+      blocked[i] -= 1
+      if blocked[i] == 0:
+        heapq.heappush(ready[listed[i].queue], i)
+
+
+def busy_seconds(
+  steps: Iterable[Step], profile: Profile, work: Work, sizes: Sizes
+) -> dict[Queue, float]:
+  """Seconds of work of each queue; the largest of them bounds the whole from below."""
+  busy = dict.fromkeys(Queue, 0.0)
+  for step in steps:
+    busy[step.queue] += profile.seconds(step, work, sizes)
+  return busy
