@@ -11,6 +11,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from models.axes import CachedKeysOrValues, Lengths, Queries, Tokens
 from models.decoding.forward import row_positions, run_layers
@@ -92,10 +93,9 @@ def prefill(
   """
   if cache.slots % chunk:
     raise ValueError(f"A cache of {cache.slots} slots is not a whole number of {chunk}-row chunks.")
-  width = prompts.shape[1]
-  padded = jnp.pad(prompts, ((0, 0), (0, -width % chunk)))
-  for start in range(0, int(lengths.max()) - 1, chunk):
-    cache = prefill_chunk(
-      model, parameters, cache, padded[:, start : start + chunk], jnp.int32(start)
-    )
+  # On the host, where a new length of prompt compiles nothing.
+  padded = np.pad(np.asarray(prompts), ((0, 0), (0, -prompts.shape[1] % chunk)))
+  for start in range(0, int(np.asarray(lengths).max()) - 1, chunk):
+    piece = padded[:, start : start + chunk]
+    cache = prefill_chunk(model, parameters, cache, jnp.asarray(piece), jnp.int32(start))
   return cache.with_lengths(lengths - 1)

@@ -5,14 +5,14 @@ from collections.abc import Callable
 
 from models.decoding.selectors.base import Observation, Selection, Selector
 from models.decoding.selectors.budget import Budget
-from models.decoding.selectors.full import Full
+from models.decoding.selectors.full import Full, full
 from models.decoding.selectors.scored import Scored, specattn
 from models.decoding.selectors.window import Window
 
 SELECTORS: dict[str, Callable[..., Selector]] = {
   "specattn": specattn,
   "window": Window,
-  "full": Full,
+  "full": full,
 }
 
 
@@ -46,6 +46,7 @@ __all__ = [
   "Selection",
   "Selector",
   "Window",
+  "full",
   "make_selector",
   "specattn",
 ]

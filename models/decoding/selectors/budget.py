@@ -44,12 +44,12 @@ class Budget:
     share = -(-lengths * self.ratio.numerator // self.ratio.denominator)
     return jnp.maximum(share, self.floor)
 
-  def most(self, slots: int) -> int:
-    """The most tokens ever selected from a cache of this size: the static size of a selection."""
+  def at(self, length: int) -> int:
+    """`of` for one length, and capped at it."""
     if self.ratio is None:
-      return min(self.tokens, slots)
-    share = -(-slots * self.ratio.numerator // self.ratio.denominator)
-    return min(max(share, self.floor), slots)
+      return min(self.tokens, length)
+    share = -(-length * self.ratio.numerator // self.ratio.denominator)
+    return min(max(share, self.floor), length)
 
   def __str__(self) -> str:
     return str(self.tokens) if self.ratio is None else f"{float(self.ratio):g}, floor {self.floor}"

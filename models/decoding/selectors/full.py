@@ -1,6 +1,7 @@
 """Everything: drafts that agree with the verification up to rounding. A ceiling, not a saving."""
 
 import dataclasses
+import fractions
 
 import jax.numpy as jnp
 
@@ -11,10 +12,13 @@ from models.decoding.selectors.budget import Budget
 
 @dataclasses.dataclass(frozen=True)
 class Full(Unscored):
-  """Every whole page; the budget is not looked at."""
+  """Every whole page."""
 
-  budget: Budget
   page_size: int = 1
+
+  @property
+  def budget(self) -> Budget:
+    return Budget(fractions.Fraction(1))
 
   def select(self, state: None, lengths: Lengths, layers: int, slots: int) -> Selection:
     del state
@@ -23,3 +27,9 @@ class Full(Unscored):
     page = jnp.arange(capacity)[None, :] - (capacity - whole[:, None])
     pages, counts = right_align(whole, capacity, page, layers)
     return Selection(pages, counts, tail=whole * self.page_size)
+
+
+def full(budget: Budget, page_size: int = 1) -> Full:
+  """Made like every selector, whatever the budget."""
+  del budget
+  return Full(page_size)

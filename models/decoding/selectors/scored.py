@@ -73,8 +73,8 @@ class Scored:
     return self._state(mass + self.decay * state.mass if self.decay else mass, observation)
 
   def select(self, state: ScoredState, lengths: Lengths, layers: int, slots: int) -> Selection:
-    capacity = pages_for(self.budget.most(slots), self.page_size)
-    budget = jnp.minimum(self.budget.of(state.seen), self.budget.most(slots))
+    capacity = pages_for(self.budget.at(slots), self.page_size)
+    budget = jnp.minimum(self.budget.of(state.seen), self.budget.at(slots))
     if self.charge_tail:
       budget = jnp.maximum(budget - (lengths - state.limits), 0)
     limits = state.limits // self.page_size

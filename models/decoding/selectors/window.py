@@ -22,7 +22,7 @@ class Window(Unscored):
 
   def select(self, state: None, lengths: Lengths, layers: int, slots: int) -> Selection:
     del state
-    capacity = pages_for(self.budget.most(slots), self.page_size)
+    capacity = pages_for(self.budget.at(slots), self.page_size)
     sink = min(pages_for(self.sink, self.page_size), capacity // 2)
     whole = lengths // self.page_size
     counts = jnp.minimum(-(-self.budget.of(lengths) // self.page_size), whole)

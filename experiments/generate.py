@@ -1,0 +1,247 @@
+"""Decodes prompts with a checkpoint, autoregressively or by drafts that attend to a selection.
+
+    python -m experiments.generate --checkpoint=results/quickstart/model \\
+      --prompt_file=book.txt --method=specattn --draft_length=6 --kv_budget=0.07
+
+Tokens are bytes. `summary.json` holds the completions, tokens per second of decoding alone (warmed
+up, compilation timed apart, median over repeats), acceptance length, rounds, seconds per phase, and
+the speed-up that the roofline predicts at the acceptance length measured.
+"""
+
+import dataclasses
+import hashlib
+import statistics
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+
+from experiments import program, run_log
+from models.decoding import compare, roofline
+from models.decoding.generate import Generator, Timing, measure, pad, sequence_keys, slots_for
+from models.decoding.loop import Method
+from models.decoding.prefill import CHUNK
+from models.decoding.sampling import make_sampler
+from models.decoding.selectors import SELECTORS, Budget, make_selector
+from models.transformer import Transformer
+from models.weights import checkpoint
+
+AUTOREGRESSIVE = "autoregressive"
+
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of the model's checkpoint.")
+PROMPT_FILES = flags.DEFINE_multi_string(
+  "prompt_file", [], "A file that is one prompt; repeatable."
+)
+PROMPT_BYTES = flags.DEFINE_integer(
+  "prompt_bytes", 0, "Use only the first bytes of each prompt file; 0 uses all.", lower_bound=0
+)
+METHOD = flags.DEFINE_string(
+  "method",
+  AUTOREGRESSIVE,
+  f"{AUTOREGRESSIVE}, a selector ({', '.join(SELECTORS)}), or a selector's dotted path.",
+)
+DRAFT_LENGTH = flags.DEFINE_integer("draft_length", 6, "Tokens drafted per round.")
+KV_BUDGET = flags.DEFINE_string(
+  "kv_budget",
+  "0.07",
+  "What drafts attend to: with a decimal point a share of the text, else tokens.",
+)
+KV_FLOOR = flags.DEFINE_integer(
+  "kv_floor", 256, "Least tokens of a budget given as a share.", lower_bound=1
+)
+PAGE_SIZE = flags.DEFINE_integer("page_size", 1, "Cache entries that are selected as one.")
+MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 256, "Tokens to decode.", lower_bound=1)
+TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 decodes greedily.", lower_bound=0)
+TOP_P = flags.DEFINE_float("top_p", 1.0, "Mass of the nucleus to sample from.")
+TOP_K = flags.DEFINE_integer("top_k", 0, "Sample from so many likeliest tokens; 0: from all.")
+END_TOKEN = flags.DEFINE_integer("end_token", None, "Byte that ends a text.")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Prompts decoded together.", lower_bound=1)
+BIT_EXACT = flags.DEFINE_bool(
+  "bit_exact", False, "Verify row by row, with the very bits of autoregressive decoding; slower."
+)
+REPEATS = flags.DEFINE_integer("repeats", 3, "Timed runs, behind one to warm up.", lower_bound=1)
+COMPARE_WITH = flags.DEFINE_string(
+  "compare_with",
+  None,
+  "Folder of an autoregressive run of the same prompts, to compare texts with.",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """A checked request: nothing in it can be refused any more."""
+
+  checkpoint: str
+  model: Transformer
+  method: Method
+  prompts: list[bytes]
+  slots: int
+  reference: list[list[int]] | None  # the completions to compare with
+
+
+def check() -> Plan:
+  """The flags as a plan; raises ValueError or OSError with one sentence."""
+  if not CHECKPOINT.value:
+    raise ValueError("Name the model's folder with --checkpoint.")
+  run_log.check_workdir(program.workdir(), "generate")
+  model = checkpoint.load_model(CHECKPOINT.value)
+  if model.config.vocabulary != 256:
+    raise ValueError(
+      f"--checkpoint={CHECKPOINT.value} has a vocabulary of {model.config.vocabulary}, but prompts"
+      " are read as bytes, which takes a model of 256 tokens."
+    )
+  prompts = _prompts()
+  method = _method()
+  slots = slots_for(model.config, method, max(map(len, prompts)), MAX_NEW_TOKENS.value)
+  return Plan(CHECKPOINT.value, model, method, prompts, slots, _reference(prompts, method))
+
+
+def _prompts() -> list[bytes]:
+  if not PROMPT_FILES.value:
+    raise ValueError("Give at least one --prompt_file.")
+  prompts = [Path(path).read_bytes() for path in PROMPT_FILES.value]
+  for path, prompt in zip(PROMPT_FILES.value, prompts, strict=True):
+    if not prompt:
+      raise ValueError(f"--prompt_file={path} is empty; a prompt needs at least one byte.")
+  return [prompt[: PROMPT_BYTES.value or None] for prompt in prompts]
+
+
+def _method() -> Method:
+  if DRAFT_LENGTH.value < 1:
+    raise ValueError(f"--draft_length={DRAFT_LENGTH.value} drafts nothing; give at least 1.")
+  if PAGE_SIZE.value < 1 or CHUNK % PAGE_SIZE.value:
+    raise ValueError(f"--page_size={PAGE_SIZE.value} must be a power of two, at most {CHUNK}.")
+  budget = Budget.parse(KV_BUDGET.value, KV_FLOOR.value)
+  sampler = make_sampler(TEMPERATURE.value, TOP_P.value, TOP_K.value)
+  if METHOD.value == AUTOREGRESSIVE:
+    return Method(sampler=sampler, end_token=END_TOKEN.value)
+  try:
+    selector = make_selector(METHOD.value, budget, PAGE_SIZE.value)
+  except ValueError as error:
+    raise ValueError(f"--method={METHOD.value}: {error}") from error
+  return Method(selector, DRAFT_LENGTH.value, sampler, END_TOKEN.value, BIT_EXACT.value)
+
+
+def _reference(prompts: list[bytes], method: Method) -> list[list[int]] | None:
+  if not COMPARE_WITH.value:
+    return None
+  if not method.sampler.greedy:
+    raise ValueError("--compare_with compares greedy texts; leave out --temperature.")
+  summary = run_log.read_summary(COMPARE_WITH.value)
+  if summary.get("method") != AUTOREGRESSIVE or summary["prompts"] != _describe(prompts):
+    raise ValueError(
+      f"--compare_with={COMPARE_WITH.value} is not an autoregressive run of the same prompts."
+    )
+  return summary["completions"]
+
+
+def _describe(prompts: list[bytes]) -> list[dict[str, Any]]:
+  return [{"bytes": len(p), "sha256": hashlib.sha256(p).hexdigest()} for p in prompts]
+
+
+def main(plan: Plan) -> None:
+  with program.mistakes():
+    _, parameters = checkpoint.load(plan.checkpoint)
+  generator = Generator(plan.model, parameters, plan.method)
+  log = run_log.RunLog.start(program.workdir(), "generate")
+  size = min(BATCH_SIZE.value, len(plan.prompts))
+  timings, comparisons = [], []
+  for first in range(0, len(plan.prompts), size):
+    batch = plan.prompts[first : first + size]
+    timing = _decode(generator, plan, batch, first, size)
+    seconds = statistics.median(timing.decode)
+    log.metric(batch=first // size, decode_seconds=timing.decode, prefill_seconds=timing.prefill)
+    print(
+      f"prompts {first + 1} to {first + len(batch)} of {len(plan.prompts)}: prefill"
+      f" {timing.prefill:.2f} s, {sum(map(len, timing.texts)) / seconds:.1f} tokens/s",
+      flush=True,
+    )
+    if plan.reference is not None:
+      comparisons += _compare(generator, timing, batch, plan.reference[first : first + size])
+    timings.append(timing._replace(texts=timing.texts[: len(batch)], cache=None))
+  summary = summarize(plan, parameters, timings, size) | _verdict(comparisons)
+  log.finish(
+    summary,
+    f"{summary['tokens_per_second']:.1f} tokens/s, {summary['acceptance_length']:.2f} a round",
+  )
+
+
+def _decode(generator: Generator, plan: Plan, batch: list[bytes], first: int, size: int) -> Timing:
+  """One batch; a short one is filled up with its last prompt, so that nothing is compiled anew."""
+  filled = batch + [batch[-1]] * (size - len(batch))
+  keys = sequence_keys(jax.random.key(program.FLAGS.seed), size, first)
+  return measure(
+    generator,
+    pad(filled),
+    keys,
+    slots=plan.slots,
+    wanted=MAX_NEW_TOKENS.value,
+    repeats=REPEATS.value,
+  )
+
+
+def _compare(
+  generator: Generator, timing: Timing, batch: list[bytes], reference: list[list[int]]
+) -> list[compare.Comparison]:
+  """Equal texts need no judge; others are followed by the autoregressive program."""
+  texts = timing.texts[: len(batch)]
+  if texts == reference[: len(batch)]:
+    return [compare.Comparison(0, None)] * len(batch)
+  filled = batch + [batch[-1]] * (len(timing.texts) - len(batch))
+  judged, _ = compare.follow(
+    generator.model, generator.parameters, timing.cache, pad(filled).last, timing.texts
+  )
+  return judged[: len(batch)]
+
+
+def _verdict(comparisons: list[compare.Comparison]) -> dict[str, Any]:
+  if not comparisons:
+    return {}
+  return {
+    "identical_to_autoregressive": all(c.identical for c in comparisons),
+    "near_ties": sum(c.near_ties for c in comparisons),
+    "first_wrong_token": [c.wrong for c in comparisons],
+  }
+
+
+def summarize(plan: Plan, parameters: Any, timings: list[Timing], size: int) -> dict[str, Any]:
+  """What summary.json holds."""
+  method = plan.method
+  completions = [text for timing in timings for text in timing.texts]
+  decode = sum(statistics.median(timing.decode) for timing in timings)
+  acceptances = jnp.array([timing.acceptances for timing in timings]).sum(axis=0).tolist()
+  rounds = sum(acceptances)
+  length = sum((a + 1) * n for a, n in enumerate(acceptances)) / max(rounds, 1)
+  context = statistics.mean(
+    len(prompt) + len(text) / 2 for prompt, text in zip(plan.prompts, completions, strict=True)
+  )
+  itemsize = jax.tree.leaves(parameters)[0].dtype.itemsize
+  bound = roofline.of(
+    plan.model.config, method, itemsize=itemsize, mean_context=context, batch_size=size
+  )
+  return {
+    "method": METHOD.value,
+    "draft_length": method.draft_length,
+    "kv_budget": str(method.selector.budget) if method.selector else None,
+    "prompts": _describe(plan.prompts),
+    "completions": completions,
+    "tokens_per_second": sum(map(len, completions)) / decode,
+    "acceptance_length": length,
+    "rounds": rounds,
+    "rounds_by_accepted_drafts": acceptances,
+    "seconds": {
+      "compile": sum(timing.compile for timing in timings),
+      "prefill": sum(timing.prefill for timing in timings),
+      "decode": decode,
+    },
+    "rho": bound.rho,
+    "predicted_speedup": bound.speedup(length),
+    "bytes_per_token": bound.bytes_per_token(length),
+    "work": dataclasses.asdict(bound),
+  }
+
+
+if __name__ == "__main__":
+  program.run(main, check)

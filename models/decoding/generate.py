@@ -1,0 +1,160 @@
+"""Prompts in, texts out, and the time that each phase took."""
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from models import kv_cache
+from models.axes import Int, Key, Lengths, Tokens
+from models.config import ModelConfig
+from models.decoding.loop import LoopState, Method, advance, start
+from models.decoding.prefill import CHUNK, prefill, prefill_chunk
+from models.kv_cache import KVCache
+from models.transformer import Parameters, Transformer
+
+
+class Prompts(NamedTuple):
+  """Prompts of different lengths, padded behind their ends."""
+
+  tokens: Tokens
+  lengths: Lengths
+
+  @property
+  def last(self) -> Int[jax.Array, " B"]:
+    return jnp.take_along_axis(self.tokens, self.lengths[:, None] - 1, axis=1)[:, 0]
+
+
+def pad(prompts: Sequence[Sequence[int]]) -> Prompts:
+  """A batch of prompts of at least one token each."""
+  width = max(map(len, prompts))
+  tokens = np.zeros((len(prompts), width), np.int32)
+  for row, prompt in zip(tokens, prompts, strict=True):
+    row[: len(prompt)] = list(prompt)
+  lengths = jnp.array([len(prompt) for prompt in prompts], jnp.int32)
+  return Prompts(jnp.asarray(tokens), lengths)
+
+
+def slots_for(config: ModelConfig, method: Method, longest_prompt: int, wanted: int) -> int:
+  """Slots of a cache for these prompts; whole chunks, so that prefill never passes its end.
+
+  Raises:
+    ValueError: the text would be longer than the model's context.
+  """
+  if longest_prompt + wanted > config.context:
+    raise ValueError(
+      f"A prompt of {longest_prompt} tokens and --max_new_tokens={wanted} do not fit the model's"
+      f" context of {config.context} tokens: shorten one of them."
+    )
+  return kv_cache.slots_for(longest_prompt + wanted, method.spare_slots, CHUNK)
+
+
+@dataclasses.dataclass(frozen=True)
+class Generator:
+  """A model, its parameters and a method; all that `generate` needs beside the prompts."""
+
+  model: Transformer
+  parameters: Parameters
+  method: Method
+
+  def prefill(self, prompts: Prompts, slots: int) -> KVCache:
+    """A new cache of all but each prompt's last token."""
+    batch = prompts.tokens.shape[0]
+    cache = kv_cache.make(self.model.config, batch, slots, self.model.dtype)
+    return prefill(self.model, self.parameters, cache, prompts.tokens, prompts.lengths)
+
+  def start(self, prompts: Prompts, cache: KVCache, keys: Key, wanted: int) -> LoopState:
+    """See `loop.start`; the cache is donated."""
+    return start(self.model, self.parameters, self.method, cache, prompts.last, keys, wanted=wanted)
+
+  def advance(self, state: LoopState, until: int) -> LoopState:
+    """See `loop.advance`; the state is donated."""
+    return advance(self.model, self.parameters, self.method, state, jnp.int32(until))
+
+  def texts(self, state: LoopState) -> list[list[int]]:
+    """The tokens emitted so far, of each sequence."""
+    counts = np.asarray(state.emitted)
+    return [row[:n].tolist() for row, n in zip(np.asarray(state.output), counts, strict=True)]
+
+  def generate(
+    self, prompts: Sequence[Sequence[int]], wanted: int, key: Key | None = None
+  ) -> list[list[int]]:
+    """`wanted` tokens behind each prompt, or fewer where the end token comes first."""
+    batch = pad(prompts)
+    slots = slots_for(self.model.config, self.method, int(batch.lengths.max()), wanted)
+    keys = sequence_keys(jax.random.key(0) if key is None else key, len(prompts))
+    state = self.start(batch, self.prefill(batch, slots), keys, wanted)
+    return self.texts(self.advance(state, wanted))
+
+
+def sequence_keys(key: Key, count: int, first: int = 0) -> Key:
+  """A key per sequence, made of its number alone, so that its text does not depend on its batch."""
+  return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(first, first + count))
+
+
+class Timing(NamedTuple):
+  """A timed batch: its texts, rounds by accepted drafts, the cache, and seconds of each phase.
+
+  `decode` has the seconds of each repeat, from the prompt's last token to the last one emitted.
+  """
+
+  texts: list[list[int]]
+  acceptances: list[int]
+  cache: KVCache
+  compile: float
+  prefill: float
+  decode: list[float]
+
+
+def measure(
+  generator: Generator, prompts: Prompts, keys: Key, *, slots: int, wanted: int, repeats: int
+) -> Timing:
+  """Decodes one batch, once to warm up and then `repeats` times; compilation is timed apart.
+
+  Repeats decode from the same cache, rolled back to the prompts.
+  """
+  compile_seconds = compile_all(generator, prompts, keys, slots=slots, wanted=wanted)
+  clock = time.perf_counter()
+  cache = jax.block_until_ready(generator.prefill(prompts, slots))
+  prefill_seconds = time.perf_counter() - clock
+  seconds = []
+  for state in _decode_repeatedly(generator, prompts, cache, keys, wanted, 1 + repeats, seconds):
+    last = state
+  return Timing(
+    texts=generator.texts(last),
+    acceptances=np.asarray(last.acceptances).tolist(),
+    cache=last.cache.with_lengths(prompts.lengths - 1),
+    compile=compile_seconds,
+    prefill=prefill_seconds,
+    decode=seconds[1:],
+  )
+
+
+def _decode_repeatedly(
+  generator, prompts, cache, keys, wanted, times, seconds
+) -> Iterator[LoopState]:
+  for _ in range(times):
+    clock = time.perf_counter()
+    state = generator.start(prompts, cache, keys, wanted)
+    state = jax.block_until_ready(generator.advance(state, wanted))
+    seconds.append(time.perf_counter() - clock)
+    cache = state.cache.with_lengths(prompts.lengths - 1)
+    yield state
+
+
+def compile_all(
+  generator: Generator, prompts: Prompts, keys: Key, *, slots: int, wanted: int
+) -> float:
+  """Compiles the three programs by running one chunk, the start and no round; seconds it took."""
+  clock = time.perf_counter()
+  batch = prompts.tokens.shape[0]
+  cache = kv_cache.make(generator.model.config, batch, slots, generator.model.dtype)
+  chunk = jnp.zeros((batch, CHUNK), jnp.int32)
+  cache = prefill_chunk(generator.model, generator.parameters, cache, chunk, jnp.int32(0))
+  state = generator.start(prompts, cache, keys, wanted)
+  jax.block_until_ready(generator.advance(state, 0))
+  return time.perf_counter() - clock

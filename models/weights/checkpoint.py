@@ -1,0 +1,86 @@
+"""A model's checkpoint: a folder with `model.json`, its shape, and `parameters/`, kept by Orbax.
+
+Any dtype is kept as it is. The tree is the model's own: `resident` and a tuple of `units`.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from models.config import ModelConfig
+from models.transformer import Parameters, Transformer
+
+CONFIG_FILE, PARAMETERS_FOLDER = "model.json", "parameters"
+
+
+def save(folder: str | Path, config: ModelConfig, parameters: Parameters) -> None:
+  """Writes a checkpoint into a folder that holds none yet.
+
+  The configuration is written last: a folder with `model.json` has all its parameters.
+
+  Raises:
+    ValueError: the folder holds a checkpoint already.
+  """
+  folder = Path(folder)
+  if (folder / CONFIG_FILE).exists() or (folder / PARAMETERS_FOLDER).exists():
+    raise ValueError(f"{folder} holds a checkpoint already; name a new folder.")
+  folder.mkdir(parents=True, exist_ok=True)
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save((folder / PARAMETERS_FOLDER).absolute(), parameters)
+  shape = {
+    "config": dataclasses.asdict(config),
+    "dtype": jax.tree.leaves(parameters)[0].dtype.name,
+  }
+  (folder / CONFIG_FILE).write_text(json.dumps(shape, indent=2) + "\n")
+
+
+def load_model(folder: str | Path) -> Transformer:
+  """The model that a checkpoint is of, without its parameters; quick.
+
+  Raises:
+    ValueError: there is no checkpoint, or its `model.json` describes no model; one sentence.
+  """
+  path = Path(folder) / CONFIG_FILE
+  if not path.is_file():
+    raise ValueError(f"{folder} holds no checkpoint: there is no {CONFIG_FILE} in it.")
+  try:
+    shape = json.loads(path.read_text())
+    return Transformer(ModelConfig(**shape["config"]), jnp.dtype(shape["dtype"]))
+  except (ValueError, KeyError, TypeError) as error:
+    raise ValueError(f"{path} does not describe a model: {error}.") from error
+
+
+def load(folder: str | Path) -> tuple[ModelConfig, Parameters]:
+  """A checkpoint's configuration and parameters.
+
+  Raises:
+    ValueError: as `load_model`, or the parameters are missing or of another shape; one sentence.
+  """
+  model = load_model(folder)
+  path = (Path(folder) / PARAMETERS_FOLDER).absolute()
+  if not path.is_dir():
+    raise ValueError(f"{folder} holds no parameters: there is no {PARAMETERS_FOLDER}/ in it.")
+  wanted = jax.eval_shape(model.init, jax.random.key(0))
+  with ocp.StandardCheckpointer() as checkpointer:
+    _check_shapes(folder, wanted, checkpointer.metadata(path).item_metadata)
+    return model.config, checkpointer.restore(path, wanted)
+
+
+def _check_shapes(folder: str | Path, wanted: Parameters, stored: Any) -> None:
+  """Raises ValueError, naming the first array that is missing, too many or of another shape."""
+  name = lambda path: "/".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path)
+  shapes = lambda tree: {
+    name(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+  wants, has = shapes(wanted), shapes(getattr(stored, "tree", stored))
+  for array in sorted(wants.keys() | has.keys()):
+    if wants.get(array) != has.get(array):
+      raise ValueError(
+        f"{folder} holds another model's parameters: {array} is {has.get(array, 'missing')}, but"
+        f" {CONFIG_FILE} asks for {wants.get(array, 'no such array')}."
+      )
