@@ -11,6 +11,7 @@ import numpy as np
 
 from offload.actions import Actions, Batches
 from offload.arrays import Arrays, HostSlots, host_specs
+from offload.budget import check_device
 from offload.buffers import aligned
 from offload.executor import Executor, Span
 from offload.layout import Layout
@@ -21,7 +22,8 @@ from offload.store import Store
 from offload.transport import TRANSPORTS
 from offload.update import Optimizer, Updater
 from schedules.iterations import iterations
-from schedules.pools import Pools
+from schedules.placement import Budgets
+from schedules.pools import Pools, Sizes
 from schedules.registry import Schedule
 from schedules.residency import derive
 from schedules.simulate import Profile
@@ -40,6 +42,7 @@ class Settings:
   seed: int = 0
   transport: str = "copy"
   overlap: bool = True
+  budgets: Budgets = dataclasses.field(default_factory=dict)
   direct_io: bool = False
 
 
@@ -68,11 +71,23 @@ class Streamer:
   """
 
   def __init__(
-    self, model: Model, layout: Layout, settings: Settings, batches: Batches, store: pathlib.Path
+    self,
+    model: Model,
+    layout: Layout,
+    sizes: Sizes,
+    settings: Settings,
+    batches: Batches,
+    store: pathlib.Path,
   ):
+    """Raises:
+    BudgetError: the compiled programs and the pools exceed the device's budget.
+    ValueError: the store's folder is taken.
+    """
     self._model, self._layout, self._settings, self._batches = model, layout, settings, batches
     self._programs = Programs(model, layout, settings.shape)
     self._updater = Updater(settings.optimizer, model.dtype)
+    needed = self._programs.temporary_bytes
+    check_device(settings.pools, settings.work, sizes, settings.budgets, needed)
     names = self._updater.names
     self._transport = TRANSPORTS[settings.transport]()
     self._host = HostSlots(host_specs(layout, self._programs.boundary, names, model.dtype))

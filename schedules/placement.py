@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from schedules.iterations import iterations
-from schedules.pools import Pools, Sizes
+from schedules.pools import UPDATED, Pools, Sizes
 from schedules.registry import Schedule
 from schedules.residency import derive
 from schedules.steps import Kind, Queue, Tier, Work
@@ -101,12 +101,16 @@ def _moves() -> Iterator[tuple[Kind, Tier]]:
 
 def _raised(pools: Pools, kind: Kind, tier: Tier, work: Work) -> Iterator[Pools]:
   """Candidates with a kind's home raised, the most generous first."""
-  if kind is Kind.PARAMETERS and tier is Tier.DEVICE:
-    # Updates need them in host memory, so they stay at home there; the device keeps a copy of each.
-    yield dataclasses.replace(pools, rings={**pools.rings, (tier, kind): work.units})
+  if kind in UPDATED and tier is Tier.DEVICE:
+    # They stay at home in host memory, where updates are; the device gets room for all of them.
+    homes = {**pools.homes, kind: Tier.HOST}
+    rings = {**pools.rings, (tier, kind): work.units}
+    yield dataclasses.replace(pools, homes=homes, rings=rings)
     return
   homes = {**pools.homes, kind: tier}
-  yield dataclasses.replace(pools, homes=homes)
+  yield dataclasses.replace(
+    pools, homes=homes, spilled=0 if kind is Kind.BOUNDARY else pools.spilled
+  )
   if kind is Kind.BOUNDARY and tier is Tier.HOST:
     for spilled in range(1, work.micro_batches):
       yield dataclasses.replace(pools, homes=homes, spilled=spilled)

@@ -1,11 +1,15 @@
 """Where objects live: a home for every kind, and a ring of equal buffers on each tier it passes."""
 
+import collections
 import dataclasses
+import itertools
 from collections.abc import Mapping
 
-from schedules.steps import Kind, Object, Part, Queue, Tier, Work
+from schedules.steps import RESIDENT_UNIT, Kind, Object, Part, Queue, Tier, Work
 
 PERSISTENT = (Kind.PARAMETERS, Kind.STATES)  # what outlives an iteration
+UPDATED = (*PERSISTENT, Kind.GRADIENTS)  # what updates read in host memory
+_DEPTH = {Tier.DEVICE: 0, Tier.HOST: 1, Tier.SSD: 2}
 _BOUNDARIES = (Kind.BOUNDARY, Kind.BOUNDARY_GRADIENT)
 
 
@@ -47,6 +51,14 @@ class Pools:
   spilled: int = 0
   master_is_parameter: bool = True
 
+  def __post_init__(self):
+    on_device = [kind for kind in UPDATED if self.homes.get(kind) is Tier.DEVICE]
+    if on_device:
+      raise ValueError(
+        f"{on_device[0]} cannot be at home on the device, since updates run on the host: give the "
+        "device a ring of as many buffers as there are units."
+      )
+
   def home(self, item: Object, work: Work) -> Tier:
     home = self.homes.get(item.kind, Tier.DEVICE)
     if item.kind in _BOUNDARIES and home is Tier.HOST and item.micro_batch is not None:
@@ -61,16 +73,11 @@ class Pools:
     return ring + item.unit * work.micro_batches + item.micro_batch
 
   def buffers(self, tier: Tier, kind: Kind, work: Work) -> int:
-    """Buffers that the kind takes on a tier: one per object at home there, and the ring."""
-    count = objects(kind, work)
-    home = self.homes.get(kind, Tier.DEVICE)
-    spilled = kind in _BOUNDARIES and home is Tier.HOST and self.spilled > 0
-    at_home = count if home is tier else 0
-    if spilled and tier in (Tier.HOST, Tier.SSD):
-      gone = count // work.micro_batches * min(self.spilled, work.micro_batches)
-      at_home = gone if tier is Tier.SSD else count - gone
-    passes = home is not tier or spilled
-    return at_home + (self.rings.get((tier, kind), 0) if passes else 0)
+    """Buffers that the kind takes on a tier: one per object at home there, and the ring through
+    which those pass whose home is further down."""
+    homes = collections.Counter(self.home(item, work) for item in objects(kind, work))
+    passing = any(_DEPTH[home] > _DEPTH[tier] for home in homes)
+    return homes[tier] + (self.rings.get((tier, kind), 0) if passing else 0)
 
   def peak_bytes(self, work: Work, sizes: Sizes) -> dict[Tier, int]:
     """Bytes of all buffers of a tier: known before anything runs, and never exceeded."""
@@ -80,8 +87,12 @@ class Pools:
     }
 
 
-def objects(kind: Kind, work: Work) -> int:
-  """How many objects of a kind there are."""
+def objects(kind: Kind, work: Work) -> list[Object]:
+  """All objects of a kind."""
   if kind in _BOUNDARIES:
-    return work.last * work.micro_batches
-  return {Kind.RESIDENT: 1, Kind.RESIDENT_GRADIENTS: min(2, work.units)}.get(kind, work.units)
+    pairs = itertools.product(range(work.last), range(work.micro_batches))
+    return [Object(kind, u, m) for u, m in pairs]
+  if kind is Kind.RESIDENT:
+    return [Object(kind, RESIDENT_UNIT)]
+  units = sorted({0, work.last}) if kind is Kind.RESIDENT_GRADIENTS else range(work.units)
+  return [Object(kind, u) for u in units]

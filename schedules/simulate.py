@@ -1,7 +1,7 @@
 """Seconds of a derived list on a machine, before it runs.
 
-The simulation walks the list as the executor does: each queue takes, among its steps whose waits are
-over, the one listed first. The bound is what the busiest queue needs with no waiting at all.
+The simulation walks the list as the executor does: each queue takes, among its steps whose waits
+are over, the one listed first. The bound is what the busiest queue needs with no waiting at all.
 """
 
 import dataclasses

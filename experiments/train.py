@@ -1,0 +1,198 @@
+"""Trains a language model whose parameters and optimizer states may live on SSD.
+
+    python -m experiments.train --model=bytes-3m --schedule=vertical --iterations=100 \
+        --host_memory_budget=24MiB --workdir=runs/first
+
+Writes flags.txt, metrics.jsonl (one line an iteration), timeline.json (for Perfetto), summary.json,
+and the trained model under checkpoint/.
+"""
+
+import dataclasses
+import functools
+import math
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+from experiments import data, program, train_report
+from experiments.run_log import RunLog, check_workdir
+from models.config import PRESETS
+from models.transformer import Transformer
+from models.weights import checkpoint
+from offload import optimizers
+from offload.budget import BudgetError, budgets
+from offload.layout import Layout
+from offload.programs import Shape
+from offload.sizes import sizes_of
+from offload.store import check_vacant
+from offload.streamer import Settings, Streamer
+from offload.transport import TRANSPORTS
+from offload.update import Updater
+from schedules import registry
+from schedules.check import check_schedule
+from schedules.placement import place
+from schedules.pools import Sizes
+from schedules.steps import Work
+
+FLAGS = flags.FLAGS
+_positive = functools.partial(flags.DEFINE_integer, lower_bound=1)
+
+flags.DEFINE_enum("model", "bytes-3m", list(PRESETS), "Shape of the model.")
+flags.DEFINE_string("data", "stdlib", "Text to train on: stdlib, a folder, or a token file.")
+flags.DEFINE_string(
+  "schedule", "vertical", "A schedule's name, or a dotted path to one's function."
+)
+_positive("micro_batches", 4, "Micro-batches of an iteration.")
+_positive("micro_batch_size", 2, "Sequences of a micro-batch.")
+_positive("sequence_length", 512, "Tokens of a sequence.")
+_positive("iterations", 100, "Optimizer steps.")
+flags.DEFINE_float(
+  "delayed_fraction", 0.0, "Share of each unit's step delayed into the next forward."
+)
+flags.DEFINE_enum("transport", "copy", list(TRANSPORTS), "How bytes cross the device's link.")
+flags.DEFINE_enum("optimizer", "adamw", optimizers.OPTIMIZERS, "An elementwise optimizer.")
+flags.DEFINE_float("learning_rate", 3e-3, "Peak learning rate.", lower_bound=0.0)
+flags.DEFINE_integer("warmup", 20, "Iterations of linear warm-up.", lower_bound=0)
+flags.DEFINE_float("weight_decay", 0.1, "Decoupled weight decay of matrices.", lower_bound=0.0)
+flags.DEFINE_enum("parameter_dtype", "float32", ["float32", "bfloat16"], "Of the parameters.")
+program.DEFINE_size("host_memory_budget", None, "Bytes of host memory for buffers (most of it).")
+program.DEFINE_size("device_memory_budget", None, "Bytes of device memory (most of it).")
+flags.DEFINE_string("store", None, "Folder on SSD for what streams (<workdir>/store).")
+flags.DEFINE_bool("direct_io", False, "Read and write the store past the page cache.")
+flags.DEFINE_bool("overlap", True, "Run the queues at the same time; off: strictly in list order.")
+flags.DEFINE_integer("evaluation_batches", 8, "Held-out micro-batches at the end.", lower_bound=0)
+flags.DEFINE_bool("dry_run", False, "Print steps, bytes and peaks of the run, and touch nothing.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """A run that has been checked: nothing has been written or compiled for it."""
+
+  model: Transformer
+  layout: Layout
+  sizes: Sizes
+  settings: Settings
+  corpus: data.Corpus
+  workdir: pathlib.Path
+  store: pathlib.Path
+
+  def batch(self, part: np.ndarray, iteration: int, micro_batch: int):
+    shape = self.settings.shape
+    return data.batch(
+      part,
+      seed=FLAGS.seed,
+      iteration=iteration,
+      micro_batch=micro_batch,
+      size=shape.sequences,
+      sequence_length=shape.tokens,
+    )
+
+
+def check() -> Plan:
+  """Refuses mistakes in the flags, and places the run under its budgets."""
+  config = PRESETS[FLAGS.model]
+  if config.context < FLAGS.sequence_length:
+    raise ValueError(
+      f"--sequence_length={FLAGS.sequence_length} exceeds the context of {config.context} that "
+      f"--model={FLAGS.model} has."
+    )
+  model = Transformer(config, jnp.dtype(FLAGS.parameter_dtype))
+  schedule = registry.find(FLAGS.schedule)
+  unit = jax.eval_shape(model.init_unit, jax.random.key(0))
+  layout = Layout.of(unit, FLAGS.delayed_fraction)
+  work = Work(model.units, FLAGS.micro_batches, layout.parts)
+  check_schedule(schedule, work)
+  workdir = check_workdir(program.workdir(), "train")
+  store = pathlib.Path(FLAGS.store or workdir / "store")
+  check_vacant(store)
+  corpus = data.load_corpus(FLAGS.data)
+  for part in (corpus.train, corpus.heldout):
+    data.check_length(part, FLAGS.sequence_length)
+  if corpus.vocabulary > config.vocabulary:
+    raise ValueError(
+      f"--data={FLAGS.data} has tokens up to {corpus.vocabulary - 1}, beyond the vocabulary of "
+      f"{config.vocabulary} that --model={FLAGS.model} has."
+    )
+  optimizer = _optimizer()
+  shape = Shape(FLAGS.micro_batch_size, FLAGS.sequence_length)
+  sizes = sizes_of(model, layout, shape, len(Updater(optimizer, model.dtype).names))
+  limits = budgets(FLAGS.host_memory_budget, FLAGS.device_memory_budget)
+  pools = place(schedule, work, sizes, limits, model.dtype == jnp.float32)
+  settings = Settings(
+    *(schedule, work, shape, pools, optimizer, FLAGS.seed, FLAGS.transport, FLAGS.overlap),
+    budgets=limits,
+    direct_io=FLAGS.direct_io,
+  )
+  return Plan(model, layout, sizes, settings, corpus, workdir, store)
+
+
+def main(plan: Plan) -> None:
+  print(train_report.describe(plan.settings, plan.sizes, FLAGS.iterations), flush=True)
+  if FLAGS.dry_run:
+    return
+  log = RunLog.start(plan.workdir, "train")
+  try:
+    streamer = Streamer(
+      *(plan.model, plan.layout, plan.sizes, plan.settings),
+      lambda iteration, m: plan.batch(plan.corpus.train, iteration, m),
+      plan.store,
+    )
+  except BudgetError as error:
+    raise program.Mistake(str(error)) from error
+  profile = streamer.probe()
+  with tqdm(total=FLAGS.iterations, unit="it", desc=FLAGS.schedule, disable=None) as bar:
+    result = streamer.run(0, FLAGS.iterations, _progress(log, bar))
+  bits = _heldout_bits(plan, streamer)
+  checkpoint.save(plan.workdir / "checkpoint", plan.model.config, _parameters(plan, streamer))
+  summary = train_report.summary(plan.settings, plan.sizes, profile, result, streamer.peak_bytes)
+  summary["heldout_bits_per_byte"] = bits
+  summary["bigram_bits_per_byte"] = data.bigram_bits(plan.corpus)
+  train_report.write_timeline(plan.workdir / "timeline.json", result.spans)
+  streamer.close()
+  print(train_report.queues_table(summary))
+  log.finish(
+    summary,
+    f"loss {result.losses[-1]:.4f} after {FLAGS.iterations} iterations, "
+    f"{summary['tokens_per_second']:,.0f} tokens/s",
+  )
+
+
+def _optimizer() -> Any:
+  rate = optimizers.warmup_cosine(FLAGS.learning_rate, FLAGS.warmup, FLAGS.iterations)
+  return optimizers.make(FLAGS.optimizer, rate, FLAGS.weight_decay)
+
+
+def _progress(log: RunLog, bar: tqdm) -> Callable[[int, float], None]:
+  tokens = FLAGS.micro_batches * FLAGS.micro_batch_size * FLAGS.sequence_length
+
+  def tell(iteration: int, loss: float) -> None:
+    log.metric(iteration=iteration, loss=loss, bits=loss / math.log(2), tokens=tokens)
+    bar.update()
+    rate = bar.format_dict["rate"] or 0.0
+    bar.set_postfix_str(f"loss {loss:.3f}, {rate * tokens:,.0f} tokens/s", refresh=False)
+
+  return tell
+
+
+def _heldout_bits(plan: Plan, streamer: Streamer) -> float | None:
+  """Bits per token of held-out text, on batches that do not depend on the training's length."""
+  count = FLAGS.evaluation_batches
+  if not count:
+    return None
+  batches = [plan.batch(plan.corpus.heldout, 0, m) for m in range(count)]
+  return streamer.evaluate(batches) / math.log(2)
+
+
+def _parameters(plan: Plan, streamer: Streamer) -> Any:
+  units = tuple(streamer.unit_parameters(u) for u in range(plan.model.units))
+  return {"resident": streamer.resident_parameters, "units": units}
+
+
+if __name__ == "__main__":
+  program.run(main, check)

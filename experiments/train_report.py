@@ -1,0 +1,149 @@
+"""What a training run says of itself: its plan before, its counts and times after."""
+
+import json
+import pathlib
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+
+from experiments.program import size_text
+from offload.executor import Span
+from offload.streamer import Result, Settings
+from schedules.iterations import iterations
+from schedules.pools import Sizes
+from schedules.residency import derive
+from schedules.simulate import Profile, busy_seconds, simulate
+from schedules.steps import RESIDENT_UNIT, Kind, Queue, Step, Tier
+from schedules.traffic import LINKS, count, totals
+
+_NAMES = {
+  Queue.SSD_READ: "ssd_read",
+  Queue.SSD_WRITE: "ssd_written",
+  Queue.HOST_TO_DEVICE: "host_to_device",
+  Queue.DEVICE_TO_HOST: "device_to_host",
+}
+_TIMELINE_ITERATIONS = 4  # enough to see the steady state; a trace of all would not open
+
+
+def steps_of(settings: Settings, first: int, number: int) -> list[Step]:
+  """The derived list of some iterations, from a cold start."""
+  batches = iterations(settings.schedule, settings.work, first, number)
+  return list(derive(batches, settings.work, settings.pools))
+
+
+def predicted_bytes(settings: Settings, sizes: Sizes, number: int) -> dict[str, int]:
+  """Bytes per link of a whole run, from the derived list."""
+  batches = iterations(settings.schedule, settings.work, 0, number)
+  return _by_link(totals(count(derive(batches, settings.work, settings.pools), sizes)))
+
+
+def describe(settings: Settings, sizes: Sizes, number: int) -> str:
+  """The run's plan in a few lines: homes, buffers, bytes."""
+  work, pools = settings.work, settings.pools
+  peaks = pools.peak_bytes(work, sizes)
+  steady = [s for s in steps_of(settings, 0, 3) if s.iteration == 1]
+  homes = ", ".join(f"{kind} on {tier}" for kind, tier in pools.homes.items())
+  moved = _by_link(totals(count(steady, sizes)))
+  lines = [
+    f"{number} iterations of {work.micro_batches} micro-batches over {work.units} units, "
+    f"{len(steady)} steps each.",
+    f"Homes: {homes}"
+    + (f"; {pools.spilled} micro-batches' boundaries spill" * bool(pools.spilled)),
+    "Buffers: " + ", ".join(f"{_mib(peaks[tier])} on {tier}" for tier in Tier) + ".",
+    "Bytes an iteration: " + ", ".join(f"{name} {_mib(n)}" for name, n in moved.items()) + ".",
+  ]
+  return "\n".join(lines)
+
+
+def summary(
+  settings: Settings, sizes: Sizes, profile: Profile, result: Result, peak: dict[str, int]
+) -> dict[str, Any]:
+  """The fields of train's summary.json that the run itself knows."""
+  shape, work = settings.shape, settings.work
+  tokens = work.micro_batches * shape.sequences * shape.tokens
+  device = settings.pools.peak_bytes(work, sizes)[Tier.DEVICE] + peak["device_temporary"]
+  seconds, bound = predicted_seconds(settings, sizes, profile)
+  return {
+    "losses": result.losses,
+    "seconds_per_iteration": result.seconds,
+    "tokens_per_second": tokens * len(result.seconds) / sum(result.seconds),
+    "bytes": _by_link({link: sum(result.moved[link].values()) for link in LINKS}),
+    "predicted_bytes": predicted_bytes(settings, sizes, len(result.losses)),
+    "bytes_by_kind": {_NAMES[link]: dict(kinds) for link, kinds in result.moved.items()},
+    "predicted_seconds_per_iteration": seconds,
+    "bound_seconds_per_iteration": bound,
+    "peak_bytes": {"device": device, "host": peak["host"], "ssd": peak["ssd"]},
+    "optimizer_state_bytes": sizes.whole(Kind.STATES) * work.units,
+    "homes": dict(settings.pools.homes),
+    "busy_seconds": _busy(result.spans),
+  }
+
+
+def predicted_seconds(settings: Settings, sizes: Sizes, profile: Profile) -> tuple[float, float]:
+  """Seconds of a steady iteration, simulated, and of its busiest queue alone."""
+  work = settings.work
+  steps = steps_of(settings, 0, 4)
+  ends = [
+    span.stop
+    for span in simulate(steps, profile, work, sizes)
+    if span.step.computation is not None and span.step.computation.unit == RESIDENT_UNIT
+  ]
+  busy = busy_seconds((s for s in steps if s.iteration == 1), profile, work, sizes)
+  return ends[2] - ends[1], max(busy.values())
+
+
+def queues_table(summary: dict[str, Any]) -> str:
+  """Busy and waiting seconds of each queue, the bottleneck marked."""
+  total = sum(summary["seconds_per_iteration"])
+  busy = summary["busy_seconds"]
+  rows = [
+    f"  {queue:15}{seconds:9.2f} s busy{total - seconds:9.2f} s waiting"
+    + ("   <- bottleneck" if seconds == max(busy.values()) else "")
+    for queue, seconds in busy.items()
+  ]
+  predicted = summary["predicted_seconds_per_iteration"]
+  median = float(np.median(summary["seconds_per_iteration"]))
+  head = (
+    f"Median iteration {median:.3f} s; predicted {predicted:.3f} s, "
+    f"bound {summary['bound_seconds_per_iteration']:.3f} s. Over all {total:.1f} s:"
+  )
+  return "\n".join([head, *rows])
+
+
+def write_timeline(path: pathlib.Path, spans: list[Span]) -> None:
+  """A Chrome trace of the first iterations, one row a queue; Perfetto opens it."""
+  rows = {queue: i for i, queue in enumerate(Queue)}
+  events: list[dict[str, Any]] = [
+    {"name": "thread_name", "ph": "M", "pid": 0, "tid": i, "args": {"name": queue.value}}
+    for queue, i in rows.items()
+  ]
+  events += [
+    {
+      "name": span.name,
+      "cat": span.queue.value,
+      "ph": "X",
+      "ts": round(span.start * 1e6, 1),
+      "dur": round((span.stop - span.start) * 1e6, 1),
+      "pid": 0,
+      "tid": rows[span.queue],
+    }
+    for span in spans
+    if span.iteration < _TIMELINE_ITERATIONS
+  ]
+  path.write_text(json.dumps({"traceEvents": events}) + "\n")
+
+
+def _busy(spans: list[Span]) -> dict[str, float]:
+  busy: dict[str, float] = defaultdict(float, dict.fromkeys(map(str, Queue), 0.0))
+  for span in spans:
+    busy[str(span.queue)] += span.stop - span.start
+  return dict(busy)
+
+
+def _by_link(moved: dict[Queue, int]) -> dict[str, int]:
+  return {name: moved[link] for link, name in _NAMES.items()}
+
+
+def _mib(count: int) -> str:
+  return size_text(count) if count < 2**20 else f"{count / 2**20:,.1f} MiB"

@@ -1,0 +1,143 @@
+"""The derived list, replayed with labels: in list order, and in any order that the waits allow."""
+
+import dataclasses
+import random
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+
+from schedules.check import ScheduleError
+from schedules.iterations import iterations
+from schedules.registry import SCHEDULES
+from schedules.replay import Replay
+from schedules.residency import derive
+from schedules.steps import Kind, Mode, Part, Queue, Tier, Work
+
+
+def derived(name, work, pools, count=3):
+  return list(derive(iterations(SCHEDULES[name], work, 0, count), work, pools))
+
+
+def shuffled(steps, seed):
+  """An order in which every step comes after those it waits for, and nothing else is promised."""
+  rng = random.Random(seed)
+  waiting = {step.index: set(step.waits) for step in steps}
+  while waiting:
+    ready = [i for i, waits in waiting.items() if not waits]
+    chosen = rng.choice(ready)
+    del waiting[chosen]
+    for waits in waiting.values():
+      waits.discard(chosen)
+    yield steps[chosen]
+
+
+works = st.builds(
+  Work,
+  st.integers(1, 5),
+  st.integers(1, 4),
+  st.sampled_from([(Part.NOW,), (Part.DELAYED,), (Part.NOW, Part.DELAYED)]),
+)
+settings = st.fixed_dictionaries(
+  {
+    "device": st.integers(1, 3),
+    "host": st.integers(1, 4),
+    "ring": st.integers(2, 5),
+    "gradients": st.sampled_from([Tier.HOST, Tier.SSD]),
+    "boundaries": st.sampled_from(Tier),
+    "units": st.sampled_from([Tier.HOST, Tier.SSD]),
+    "spilled": st.integers(0, 2),
+    "master_is_parameter": st.booleans(),
+  }
+)
+
+
+@hypothesis.given(st.sampled_from(sorted(SCHEDULES)), works, settings, st.integers(0, 99))
+@hypothesis.settings(
+  max_examples=150, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+)
+def test_any_order_that_the_waits_allow_trains_right(make_pools, name, work, kwargs, seed):
+  pools = make_pools(**kwargs)
+  steps = derived(name, work, pools)
+  assert [step.index for step in steps] == list(range(len(steps)))
+  assert all(wait < step.index for step in steps for wait in step.waits)
+  Replay(work, pools).run(steps)
+  Replay(work, pools).run(shuffled(steps, seed))
+
+
+@hypothesis.given(st.sampled_from(["vertical", "horizontal"]), works, settings)
+@hypothesis.settings(
+  max_examples=60, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+)
+def test_buffers_never_exceed_the_pools(make_pools, name, work, kwargs):
+  pools = make_pools(**kwargs)
+  used = {}
+  for step in derived(name, work, pools):
+    for a in step.accesses:
+      where = a.object if a.tier is Tier.SSD else a.slot
+      used.setdefault((a.tier, a.object.kind), set()).add(where)
+  for (tier, kind), places in used.items():
+    assert len(places) <= pools.buffers(tier, kind, work), (tier, kind)
+
+
+def test_a_missing_wait_is_found(make_pools):
+  """The replay is worth something only if it fails where the waits are wrong."""
+  work, pools = Work(3, 3), make_pools()
+  steps = derived("vertical", work, pools)
+  with pytest.raises(ScheduleError):
+    for seed in range(20):
+      bare = [dataclasses.replace(s, waits=s.waits[1:]) for s in steps]
+      Replay(work, pools).run(shuffled(bare, seed))
+
+
+FAULTS = {
+  "load of parameters": (Queue.HOST_TO_DEVICE, Kind.PARAMETERS),
+  "write of parameters": (Queue.SSD_WRITE, Kind.PARAMETERS),
+  "read of states": (Queue.SSD_READ, Kind.STATES),
+  "save of a boundary": (Queue.DEVICE_TO_HOST, Kind.BOUNDARY),
+  "load of a boundary gradient": (Queue.HOST_TO_DEVICE, Kind.BOUNDARY_GRADIENT),
+  "save of gradients": (Queue.DEVICE_TO_HOST, Kind.GRADIENTS),
+}
+
+
+@pytest.mark.parametrize("queue, kind", FAULTS.values(), ids=FAULTS)
+def test_a_transfer_left_out_is_found(make_pools, queue, kind):
+  work, pools = Work(5, 3), make_pools()
+  steps = derived("vertical", work, pools)
+  moves = [s for s in steps if s.computation is None and s.moved.object.kind is kind]
+  gone = next(s for s in moves if s.queue is queue and s.iteration == 1)
+  with pytest.raises(ScheduleError, match=r"(reads|finds)"):
+    Replay(work, pools).run(s for s in steps if s is not gone)
+
+
+def test_gradients_left_out_of_a_sum_are_found(make_pools):
+  work, pools = Work(3, 3), make_pools()
+  steps = derived("vertical", work, pools)
+  sums = [s for s in steps if str(s).startswith("backward(unit 1, micro-batch 1)")]
+  with pytest.raises(ScheduleError, match="update"):
+    Replay(work, pools).run(s for s in steps if s is not sums[0])
+
+
+def test_a_pool_too_small_names_the_computation(make_pools):
+  pools = make_pools(ring=1)
+  with pytest.raises(
+    ValueError, match=r"forward\(unit 1, .*needs more than the 1 boundary buffers"
+  ):
+    derived("vertical", Work(3, 2), pools)
+
+
+def test_what_updates_read_is_not_at_home_on_the_device(make_pools):
+  with pytest.raises(ValueError, match="gradients cannot be at home on the device"):
+    make_pools(gradients=Tier.DEVICE)
+
+
+def test_nothing_moves_that_needs_not(make_pools):
+  """One unit and ample pools: only what an update changes crosses the link, once."""
+  pools = make_pools(units=Tier.HOST, boundaries=Tier.DEVICE, gradients=Tier.HOST)
+  steps = [s for s in derived("vertical", Work(1, 4), pools) if s.iteration == 1]
+  moves = [s for s in steps if s.computation is None]
+  assert [(s.queue, s.moved.object.kind) for s in moves] == [
+    (Queue.HOST_TO_DEVICE, Kind.PARAMETERS),
+    (Queue.DEVICE_TO_HOST, Kind.GRADIENTS),
+  ]
+  assert moves[0].access(Tier.DEVICE, Kind.PARAMETERS).mode is Mode.WRITE
