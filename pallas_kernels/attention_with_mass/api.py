@@ -4,13 +4,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import choice
-from pallas_kernels.attention_with_mass import triton, xla
+from pallas_kernels.attention_with_mass import mosaic_gpu, triton, xla
 from pallas_kernels.attention_with_mass.reference import AttentionWithMass, reference
 
 IMPLEMENTATIONS = {
   "reference": (reference, xla.supports),
   "xla": (xla.attention, xla.supports),
   "triton": (triton.attention, triton.supports),
+  "mosaic_gpu": (mosaic_gpu.attention, mosaic_gpu.supports),
 }
 
 

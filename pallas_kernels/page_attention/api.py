@@ -3,13 +3,14 @@
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import choice
-from pallas_kernels.page_attention import triton, xla
+from pallas_kernels.page_attention import mosaic_gpu, triton, xla
 from pallas_kernels.page_attention.reference import PageAttention, reference
 
 IMPLEMENTATIONS = {
   "reference": (reference, xla.supports),
   "xla": (xla.page_attention, xla.supports),
   "triton": (triton.page_attention, triton.supports),
+  "mosaic_gpu": (mosaic_gpu.page_attention, mosaic_gpu.supports),
 }
 
 
