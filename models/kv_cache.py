@@ -8,6 +8,7 @@ Layers are a tuple of arrays and never one stacked array, since a slice of a sta
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from models.axes import CachedKeysOrValues, KeysOrValues, Lengths
@@ -56,7 +57,10 @@ def make(config: ModelConfig, batch: int, slots: int, dtype: Any = jnp.float32) 
   """An empty cache."""
   shape = (batch, config.kv_heads, slots, config.head_size)
   zeros = lambda: tuple(jnp.zeros(shape, dtype) for _ in range(config.layers))
-  return KVCache(zeros(), zeros(), jnp.zeros(batch, jnp.int32))
+  empty = KVCache(zeros(), zeros(), jnp.zeros(batch, jnp.int32))
+  # Committed to its device, as what a program returns is where parameters are: else the first call
+  # of a program and the second would be compiled apart.
+  return jax.device_put(empty, jax.devices()[0])
 
 
 def slots_for(tokens: int, spare: int, multiple: int) -> int:

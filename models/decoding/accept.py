@@ -10,8 +10,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from models.axes import Array, Float, Int, Key, Logits, Tokens
-from models.decoding.sampling import Sampler, draw, fold
+from models.axes import Array, Float, Int, Logits, Tokens
+from models.decoding.sampling import Sampler, SequenceKeys, draw, fold
 
 
 class Acceptance(NamedTuple):
@@ -26,14 +26,14 @@ def _leading(stands: Array) -> Int[Array, " B"]:
   return jnp.cumprod(stands.astype(jnp.int32), axis=1).sum(axis=1)
 
 
-def accept_greedy(drafts: Tokens, logits: Logits) -> Acceptance:
+def accept_greedy(drafts: Int[Array, "B G"], logits: Logits) -> Acceptance:
   """`drafts` [B, gamma] against the choices of `logits` [B, gamma + 1, V]."""
   choices = logits.argmax(axis=-1).astype(jnp.int32)
   return Acceptance(choices, _leading(drafts == choices[:, :-1]))
 
 
 def accept_sampled(
-  keys: Key, drafts: Tokens, q: Float[Array, "B G V"], p: Float[Array, "B R V"]
+  keys: SequenceKeys, drafts: Int[Array, "B G"], q: Float[Array, "B G V"], p: Logits
 ) -> Acceptance:
   """Speculative sampling.
 
@@ -63,7 +63,11 @@ def accept_sampled(
 
 
 def accept(
-  sampler: Sampler, keys: Key, drafts: Tokens, q: Float[Array, "B G V"] | None, logits: Logits
+  sampler: Sampler,
+  keys: SequenceKeys,
+  drafts: Int[Array, "B G"],
+  q: Float[Array, "B G V"] | None,
+  logits: Logits,
 ) -> Acceptance:
   """By tokens where the sampler is greedy (no `q` needed), else by distributions."""
   if q is None:

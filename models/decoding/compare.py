@@ -79,8 +79,8 @@ def follow(
   fed = jnp.concatenate([last_tokens[:, None], jnp.asarray(padded[:, :-1])], axis=1)
   choices, gaps, cache = _follow(model, parameters, cache, fed, jnp.asarray(padded))
   judged = [
-    judge(text, list(choice[: len(text)]), list(gap[: len(text)]), near_tie)
-    for text, choice, gap in zip(texts, np.asarray(choices), np.asarray(gaps), strict=True)
+    judge(text, choice[: len(text)], gap[: len(text)], near_tie)
+    for text, choice, gap in zip(texts, choices.tolist(), gaps.tolist(), strict=True)
   ]
   return judged, cache.with_lengths(begin)
 

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from models.axes import Array, CachedKeysOrValues, Float, Int, Key, Lengths, Tokens
+from models.axes import Array, CachedKeysOrValues, Float, Int, KeysOrValues, Lengths
 from models.decoding.forward import row_positions, run_layers
-from models.decoding.sampling import Sampler, draw
+from models.decoding.sampling import Sampler, SequenceKeys, draw
 from models.decoding.selectors.base import Selection
 from models.kv_cache import KVCache, append_rows
 from models.transformer import Parameters, Transformer
@@ -46,7 +46,7 @@ def gather(cache: KVCache, selection: Selection, page_size: int, tail: int) -> S
   The cache needs `tail` slots behind the longest sequence's last valid one.
   """
 
-  def compact(cached: CachedKeysOrValues, pages: Int[Array, "B Z E"]) -> CachedKeysOrValues:
+  def compact(cached: CachedKeysOrValues, pages: Int[Array, "B Z E"]) -> KeysOrValues:
     recent = jax.vmap(lambda one, start: jax.lax.dynamic_slice_in_dim(one, start, tail, axis=1))(
       cached, selection.tail
     )
@@ -68,9 +68,9 @@ def draft(
   scratch: Scratch,
   token: Int[Array, " B"],
   lengths: Lengths,
-  keys: Key,
+  keys: SequenceKeys,
   draft_length: int,
-) -> tuple[Tokens, Float[Array, "B G V"] | None]:
+) -> tuple[Int[Array, "B G"], Float[Array, "B G V"] | None]:
   """Drafts `draft_length` tokens behind `token`, which stands at position `lengths`.
 
   Returns:

@@ -13,7 +13,8 @@ from models import kv_cache
 from models.axes import Int, Key, Lengths, Tokens
 from models.config import ModelConfig
 from models.decoding.loop import LoopState, Method, advance, start
-from models.decoding.prefill import CHUNK, prefill, prefill_chunk
+from models.decoding.prefill import CHUNK, prefill
+from models.decoding.sampling import SequenceKeys
 from models.kv_cache import KVCache
 from models.transformer import Parameters, Transformer
 
@@ -67,7 +68,7 @@ class Generator:
     cache = kv_cache.make(self.model.config, batch, slots, self.model.dtype)
     return prefill(self.model, self.parameters, cache, prompts.tokens, prompts.lengths)
 
-  def start(self, prompts: Prompts, cache: KVCache, keys: Key, wanted: int) -> LoopState:
+  def start(self, prompts: Prompts, cache: KVCache, keys: SequenceKeys, wanted: int) -> LoopState:
     """See `loop.start`; the cache is donated."""
     return start(self.model, self.parameters, self.method, cache, prompts.last, keys, wanted=wanted)
 
@@ -91,7 +92,7 @@ class Generator:
     return self.texts(self.advance(state, wanted))
 
 
-def sequence_keys(key: Key, count: int, first: int = 0) -> Key:
+def sequence_keys(key: Key, count: int, first: int = 0) -> SequenceKeys:
   """A key per sequence, made of its number alone, so that its text does not depend on its batch."""
   return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(first, first + count))
 
@@ -111,7 +112,13 @@ class Timing(NamedTuple):
 
 
 def measure(
-  generator: Generator, prompts: Prompts, keys: Key, *, slots: int, wanted: int, repeats: int
+  generator: Generator,
+  prompts: Prompts,
+  keys: SequenceKeys,
+  *,
+  slots: int,
+  wanted: int,
+  repeats: int,
 ) -> Timing:
   """Decodes one batch, once to warm up and then `repeats` times; compilation is timed apart.
 
@@ -147,14 +154,11 @@ def _decode_repeatedly(
 
 
 def compile_all(
-  generator: Generator, prompts: Prompts, keys: Key, *, slots: int, wanted: int
+  generator: Generator, prompts: Prompts, keys: SequenceKeys, *, slots: int, wanted: int
 ) -> float:
-  """Compiles the three programs by running one chunk, the start and no round; seconds it took."""
+  """Compiles the programs by running one chunk, the start and no round; seconds it took."""
   clock = time.perf_counter()
-  batch = prompts.tokens.shape[0]
-  cache = kv_cache.make(generator.model.config, batch, slots, generator.model.dtype)
-  chunk = jnp.zeros((batch, CHUNK), jnp.int32)
-  cache = prefill_chunk(generator.model, generator.parameters, cache, chunk, jnp.int32(0))
-  state = generator.start(prompts, cache, keys, wanted)
+  short = pad([[0, 0]] * prompts.tokens.shape[0])
+  state = generator.start(prompts, generator.prefill(short, slots), keys, wanted)
   jax.block_until_ready(generator.advance(state, 0))
   return time.perf_counter() - clock

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from models.axes import Array, Bool, Int, Key, Tokens
+from models.axes import Array, Bool, Int, Tokens
 from models.decoding.accept import Acceptance, accept
 from models.decoding.draft import draft, gather, tail_slots
 from models.decoding.forward import last_column
-from models.decoding.sampling import Greedy, Sampler, fold
+from models.decoding.sampling import Greedy, Sampler, SequenceKeys, fold
 from models.decoding.selectors.base import Observation, Selector
 from models.decoding.verify import verify, verify_row_by_row
 from models.kv_cache import KVCache
@@ -73,7 +73,7 @@ class LoopState(NamedTuple):
   output: Tokens
   emitted: Int[Array, " B"]
   ended: Bool[Array, " B"]
-  keys: Key
+  keys: SequenceKeys
   selection: Any
   acceptances: Int[Array, " A"]
 
@@ -153,7 +153,7 @@ def start(
   method: Method,
   cache: KVCache,
   last_tokens: Int[Array, " B"],
-  keys: Key,
+  keys: SequenceKeys,
   *,
   wanted: int,
 ) -> LoopState:

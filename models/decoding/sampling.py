@@ -10,8 +10,11 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Key
 
-from models.axes import Array, Float, Int, Key
+from models.axes import Array, Float, Int
+
+SequenceKeys = Key[Array, " B"]  # one typed random key per sequence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,12 +76,12 @@ def make_sampler(temperature: float, top_p: float, top_k: int = 0) -> Sampler:
   return Sampling(temperature, top_p, top_k)
 
 
-def draw(keys: Key, probabilities: Float[Array, "B V"]) -> Int[Array, " B"]:
+def draw(keys: SequenceKeys, probabilities: Float[Array, "B V"]) -> Int[Array, " B"]:
   """One token of each sequence, with a key of its own."""
   return jax.vmap(jax.random.categorical)(keys, jnp.log(probabilities)).astype(jnp.int32)
 
 
-def fold(keys: Key, data: Int[Array, " B"] | int) -> Key:
+def fold(keys: SequenceKeys, data: Int[Array, " B"] | int) -> SequenceKeys:
   """Each sequence's key with a number folded in."""
   if isinstance(data, int):
     return jax.vmap(lambda key: jax.random.fold_in(key, data))(keys)

@@ -14,7 +14,7 @@ A selector from outside the tree is any class or function called with `budget` a
 returns such an object; name it by a dotted path.
 """
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 
@@ -48,6 +48,7 @@ class Selection(NamedTuple):
   tail: Lengths
 
 
+@runtime_checkable
 class Selector(Protocol):
   """A frozen dataclass: settings only, hashable, so that a compiled program can be made for it."""
 
