@@ -5,7 +5,7 @@ on these being the same executables.
 """
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from offload.layout import Layout
 Tree = Any
 
 
+@runtime_checkable
 class Model(Protocol):
   """A model as the streamer sees it: pure functions and an abstract description.
 

@@ -5,7 +5,7 @@ compiled program of its own. Both return when the copy is complete, so that its 
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import numpy as np
 from jax.experimental import io_callback
 
 
+@runtime_checkable
 class Transport(Protocol):
   def up(self, views: Any) -> Any:
     """A tree of host arrays to a tree of device arrays of their own memory."""

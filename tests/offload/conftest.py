@@ -1,0 +1,248 @@
+"""A small model in training, under any schedule and placement, and the reference it is held to."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from models.config import ModelConfig
+from models.transformer import Transformer
+from offload import optimizers
+from offload.layout import Layout
+from offload.programs import Programs, Shape, where
+from offload.sizes import sizes_of
+from offload.streamer import Result, Settings, Streamer
+from offload.update import Updater
+from schedules.iterations import iterations
+from schedules.placement import place, smallest
+from schedules.registry import SCHEDULES
+from schedules.residency import derive
+from schedules.steps import Tier, Work
+from schedules.traffic import count
+
+SHAPE, ITERATIONS = Shape(2, 24), 3
+MODELS = {
+  # Odd widths of the MLP, grouped heads, dropout: what could go wrong does so here.
+  "llama": ModelConfig("llama", 3, 32, 4, 2, 8, 43, 64, 64, dropout=0.1),
+  "gpt": ModelConfig("gpt", 4, 24, 2, 2, 12, 51, 64, 64),
+  "tied": ModelConfig("llama", 3, 32, 2, 2, 16, 40, 64, 64, tied_embeddings=True, qk_norm=True),
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compile_each_program_once(tmp_path_factory):
+  """Streamers of one model compile the same programs; the cache hands out the same executable."""
+  settings = {
+    "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+  }
+  before = {name: getattr(jax.config, name) for name in settings}
+  for name, value in settings.items():
+    jax.config.update(name, value)
+  yield
+  for name, value in before.items():
+    jax.config.update(name, value)
+
+
+def batches(iteration: int, micro_batch: int) -> tuple[np.ndarray, np.ndarray]:
+  """Random tokens; one target in ten is left out, so that micro-batches weigh differently."""
+  rng = np.random.default_rng([iteration, micro_batch])
+  tokens = rng.integers(0, 64, (SHAPE.sequences, SHAPE.tokens + 1)).astype(np.int32)
+  targets = np.where(rng.random(tokens[:, 1:].shape) < 0.1, -1, tokens[:, 1:]).astype(np.int32)
+  return tokens[:, :-1], targets
+
+
+def optimizer():
+  return optimizers.make("adamw", optimizers.warmup_cosine(1e-2, 2, 10), 0.1)
+
+
+@dataclasses.dataclass
+class Trained:
+  """Everything that has to be equal to the bit."""
+
+  losses: list[float]
+  parameters: list[np.ndarray]
+  states: list[np.ndarray]
+  result: Result | None = None
+  predicted: Any = None
+  peak: Any = None
+  planned: Any = None
+
+  def assert_equal(self, other: "Trained") -> None:
+    assert self.losses == other.losses
+    for mine, theirs in ((self.parameters, other.parameters), (self.states, other.states)):
+      for a, b in zip(mine, theirs, strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+def _parts(name: str, dtype: Any, delayed_fraction: float):
+  model = Transformer(MODELS[name], jnp.dtype(dtype))
+  layout = Layout.of(jax.eval_shape(model.init_unit, jax.random.key(0)), delayed_fraction)
+  return model, layout
+
+
+@pytest.fixture
+def train(tmp_path):
+  """Trains a model of `MODELS` under a schedule; budgets in bytes decide the placement, or
+  `host="smallest"` for single buffers with everything on SSD."""
+
+  def run(
+    name: str,
+    schedule: str,
+    micro_batches: int = 3,
+    dtype: str = "float32",
+    delayed_fraction: float = 0.0,
+    host: int | str | None = None,
+    device: int | None = None,
+    **settings: Any,
+  ) -> Trained:
+    model, layout = _parts(name, dtype, delayed_fraction)
+    work = Work(model.units, micro_batches, layout.parts)
+    order = SCHEDULES[schedule]
+    states = len(Updater(optimizer(), model.dtype).names)
+    sizes = sizes_of(model, layout, SHAPE, states)
+    is_master = model.dtype == jnp.float32
+    if host == "smallest":
+      pools = smallest(work, is_master, depth=1)
+    else:
+      pools = place(order, work, sizes, {Tier.HOST: host, Tier.DEVICE: device}, is_master)
+    streamer = Streamer(
+      *(model, layout, sizes, Settings(order, work, SHAPE, pools, optimizer(), **settings)),
+      *(batches, tmp_path / f"store{len(list(tmp_path.iterdir()))}"),
+    )
+    result = streamer.run(0, ITERATIONS)
+    lists = derive(iterations(order, work, 0, ITERATIONS), work, pools)
+    units = range(model.units)
+    trees = [*(streamer.unit_parameters(u) for u in units), streamer.resident_parameters]
+    trained = Trained(
+      result.losses,
+      [np.asarray(leaf) for tree in trees for leaf in jax.tree.leaves(tree)],
+      [vector for u in units for vector in streamer.unit_states(u).values()],
+      result,
+      count(lists, sizes),
+      streamer.peak_bytes,
+      pools.peak_bytes(work, sizes),
+    )
+    streamer.close()
+    return trained
+
+  return run
+
+
+@pytest.fixture
+def reference():
+  """Plain loops over the same compiled unit functions: every boundary and gradient in memory.
+
+  Gradients are summed in `order(unit, micro_batches)`; the optimizer sees whole vectors.
+  """
+
+  def run(name: str, order, micro_batches: int = 3, dtype: str = "float32") -> Trained:
+    model, layout = _parts(name, dtype, 0.0)
+    return _Reference(model, layout, order, micro_batches).train()
+
+  return run
+
+
+class _Reference:
+  def __init__(self, model, layout, order, micro_batches):
+    self.model, self.layout, self.order, self.m = model, layout, order, micro_batches
+    self.p = Programs(model, layout, SHAPE)
+    key = jax.random.key(0)
+    self.units = [jax.jit(model.init_unit)(jax.random.fold_in(key, u)) for u in range(model.units)]
+    self.resident = jax.jit(model.init_resident)(jax.random.fold_in(key, model.units))
+    # Initial values are made in the model's dtype; masters are their float32 copies.
+    vectors = [self._vector(unit) for unit in self.units]
+    self.masters = [*vectors, jax.tree.map(lambda x: x.astype(jnp.float32), self.resident)]
+    both = optimizer()
+    decays = jnp.arange(layout.elements) < layout.decayed
+    self.both, self.decays = both, decays
+    self.states = [(both.decayed.init(v), both.plain.init(v)) for v in vectors]
+    matrices = jax.tree.map(lambda x: x.ndim >= 2, self.resident)
+    self.resident_rule = optax.chain(
+      optax.masked(both.decayed, matrices),
+      optax.masked(both.plain, jax.tree.map(lambda x: not x, matrices)),
+    )
+    self.resident_state = self.resident_rule.init(self.masters[-1])
+
+  def _vector(self, unit):
+    out = np.zeros(self.layout.elements, np.float32)
+    jax.tree.map(lambda view, x: np.copyto(view, x), self.layout.views(out), unit)
+    return jnp.array(out)
+
+  def train(self) -> Trained:
+    losses = [self.iteration(k) for k in range(ITERATIONS)]
+    leaves = [np.asarray(x) for x in jax.tree.leaves((self.units, self.resident))]
+    vectors = []
+    for (state, _), master in zip(self.states, self.masters, strict=False):
+      vectors += [np.asarray(x) for x in jax.tree.leaves(state) if x.ndim]
+      vectors += [np.asarray(master)] if self.model.dtype != jnp.float32 else []
+    return Trained(losses, leaves, vectors)
+
+  def iteration(self, k: int) -> float:
+    p, last = self.p, self.model.units - 1
+    data = [batches(k, m) for m in range(self.m)]
+    weight = float(sum((targets >= 0).sum() for _, targets in data))
+    at = lambda u, m: where(0, k, u, m)
+    embed, head = self.resident["embed"], p.head_part(self.resident)
+    inputs = [[p.embed(embed, tokens, at(0, m)) for m, (tokens, _) in enumerate(data)]]
+    for u in range(last):
+      inputs.append([p.forward(self.units[u], x, at(u, m)) for m, x in enumerate(inputs[u])])
+    dys: list[Any] = [None] * self.m
+    losses, gradients = [0.0] * self.m, []
+    head_sum, embed_sum = p.head_zeros(), p.embed_zeros()
+    for u in reversed(range(last + 1)):
+      total, unit = p.unit_zeros(), self.units[u]
+      for m in self.order(u, self.m):
+        if u == last:
+          loss, dys[m], total, head_sum = p.loss_backward(
+            *(unit, head, inputs[u][m], data[m][1], np.float32(1 / weight)),
+            *(total, head_sum, at(u, m)),
+          )
+          losses[m] = float(loss)
+        else:
+          dys[m], total = p.backward(unit, inputs[u][m], dys[m], total, at(u, m))
+        if u == 0:
+          embed_sum = p.embed_backward(embed, data[m][0], dys[m], embed_sum, at(u, m))
+      gradients.insert(0, total)
+    self._update(gradients, head_sum, embed_sum)
+    return sum(losses) / weight
+
+  def _update(self, gradients, head_sum, embed_sum) -> None:
+    for u, gradient in enumerate(gradients):
+      self.masters[u], self.states[u] = self._step(self._vector(gradient), u)
+      self.units[u] = jax.tree.map(
+        lambda x: jnp.array(x).astype(self.model.dtype),
+        self.layout.views(np.asarray(self.masters[u])),
+      )
+    total = {**head_sum, "embed": embed_sum}
+    if "embed" in head_sum:
+      total["embed"] = jax.tree.map(jnp.add, embed_sum, head_sum["embed"])
+
+    @jax.jit
+    def step(masters, state, gradients):
+      updates, state = self.resident_rule.update(gradients, state, masters)
+      return optax.apply_updates(masters, updates), state
+
+    self.masters[-1], self.resident_state = step(self.masters[-1], self.resident_state, total)
+    self.resident = jax.tree.map(lambda x: x.astype(self.model.dtype), self.masters[-1])
+
+  def _step(self, gradient, u):
+    """With decay and without, over the whole vector; each element takes its own."""
+
+    @jax.jit
+    def both(master, states, gradient):
+      rules = (self.both.decayed, self.both.plain)
+      updates, after = zip(
+        *(rule.update(gradient, s, master) for rule, s in zip(rules, states, strict=True)),
+        strict=True,
+      )
+      return [optax.apply_updates(master, update) for update in updates], after
+
+    (decayed, plain), after = both(self.masters[u], self.states[u], gradient)
+    return jnp.where(self.decays, decayed, plain), after

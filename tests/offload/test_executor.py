@@ -1,0 +1,92 @@
+"""The executor on steps that only note down what happens."""
+
+import random
+import threading
+import time
+
+import pytest
+
+from offload.executor import Executor
+from schedules.iterations import iterations
+from schedules.placement import smallest
+from schedules.registry import SCHEDULES
+from schedules.replay import Replay
+from schedules.residency import derive
+from schedules.steps import Queue, Work
+
+WORK = Work(4, 3)
+
+
+@pytest.fixture
+def pools():
+  return smallest(WORK, master_is_parameter=True)
+
+
+def steps(pools, count=2):
+  return derive(iterations(SCHEDULES["vertical"], WORK, 0, count), WORK, pools)
+
+
+@pytest.mark.parametrize("slow", Queue)
+def test_whichever_queue_is_slow_the_order_is_right(pools, slow):
+  """Steps end in an order that the waits allow: the replay finds nothing wrong with it."""
+  rng, ended = random.Random(0), []
+
+  def perform(step):
+    if step.queue is slow:
+      time.sleep(rng.random() * 2e-3)
+
+  Executor(perform).run(steps(pools), ended.append)
+  Replay(WORK, pools).run(ended)
+  assert sorted(s.index for s in ended) == list(range(len(ended)))
+
+
+def test_queues_overlap(pools):
+  """Two queues are at work at one time: each waits until it has seen the other."""
+  met = threading.Barrier(2)
+  meeting = {Queue.DEVICE: False, Queue.SSD_READ: False}
+
+  def perform(step):
+    if step.iteration == 1 and meeting.get(step.queue) is False:
+      meeting[step.queue] = True
+      met.wait(timeout=20)
+
+  Executor(perform).run(steps(pools))
+  assert all(meeting.values())
+
+
+def test_without_overlap_the_list_is_the_order(pools):
+  ended = []
+  Executor(lambda step: None, overlap=False).run(steps(pools), ended.append)
+  assert [s.index for s in ended] == list(range(len(ended)))
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("queue", Queue)
+def test_a_failure_on_any_queue_ends_the_run_and_names_the_step(pools, queue, overlap):
+  failed = []
+
+  def perform(step):
+    if step.queue is queue and step.iteration == 1:
+      failed.append(str(step))
+      raise OSError("no space left")
+
+  with pytest.raises(OSError, match="no space left") as caught:
+    Executor(perform, overlap=overlap).run(steps(pools, 50))
+  assert caught.value.__notes__ == [f"In step: {failed[0]}."]
+
+
+def test_what_hears_of_ended_steps_may_fail_too(pools):
+  def done(step):
+    if step.iteration == 1:
+      raise RuntimeError("the log is full")
+
+  with pytest.raises(RuntimeError, match="the log is full"):
+    Executor(lambda step: None).run(steps(pools, 50), done)
+
+
+def test_spans_tell_what_ran(pools):
+  executor = Executor(lambda step: None)
+  listed = list(steps(pools))
+  executor.run(listed)
+  assert sorted(s.name for s in executor.spans) == sorted(map(str, listed))
+  assert all(0 <= s.start <= s.stop for s in executor.spans)
