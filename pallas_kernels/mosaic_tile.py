@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.attention_with_mass.reference import NOTHING
+from pallas_kernels.masking import NOTHING
 
 ROWS = 64
 BLOCK = 64

@@ -7,7 +7,7 @@ The G query heads that share a key/value head and the T rows of each lie in one 
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.attention_with_mass.reference import NOTHING
+from pallas_kernels.masking import NOTHING
 
 PROGRAMS = 528  # wanted at once: four on each of an H100's 132 multiprocessors
 SHORTEST = 256  # slots; a program with less to do than this costs more to start and merge

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from pallas_kernels.attention_with_mass.reference import NOTHING
+from pallas_kernels.masking import NOTHING
 
 PARAMETERS = plgpu.CompilerParams(num_warps=4, num_stages=2)
 MOST_ROWS = 128

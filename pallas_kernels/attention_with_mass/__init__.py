@@ -6,6 +6,7 @@ same pass. `exp(page_lse - lse)` is a page's share of a row's attention.
 """
 
 from pallas_kernels.attention_with_mass.api import attention_with_mass
-from pallas_kernels.attention_with_mass.reference import NOTHING, AttentionWithMass
+from pallas_kernels.attention_with_mass.reference import AttentionWithMass
+from pallas_kernels.masking import NOTHING
 
 __all__ = ["NOTHING", "AttentionWithMass", "attention_with_mass"]

@@ -14,7 +14,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import mosaic_tile, packing
-from pallas_kernels.attention_with_mass.reference import NOTHING, AttentionWithMass
+from pallas_kernels.attention_with_mass.reference import AttentionWithMass
+from pallas_kernels.masking import NOTHING
 from pallas_kernels.mosaic_tile import BLOCK, ROWS, Block
 
 PAGE_SIZES = (16, 32, 64)

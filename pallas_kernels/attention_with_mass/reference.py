@@ -5,8 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-# The log-sum-exp of nothing: finite, so that exp(NOTHING - NOTHING) is no NaN.
-NOTHING = -1e30
+from pallas_kernels.masking import NOTHING
 
 
 class AttentionWithMass(NamedTuple):

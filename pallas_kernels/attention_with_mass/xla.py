@@ -13,7 +13,8 @@ inside; the chunk at each end is gathered, masked, and multiplied again.
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.attention_with_mass.reference import NOTHING, AttentionWithMass
+from pallas_kernels.attention_with_mass.reference import AttentionWithMass
+from pallas_kernels.masking import NOTHING
 
 CHUNK = 512  # slots
 LOGIT_BYTES = 64 * 2**20  # of one pass; more rows than fit go head by head

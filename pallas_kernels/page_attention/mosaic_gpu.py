@@ -19,6 +19,7 @@ from pallas_kernels.mosaic_tile import BLOCK, ROWS, Block
 from pallas_kernels.page_attention.reference import PageAttention
 
 PAGE_SIZES = (8, 16, 32, 64)
+STEP = 8  # slots; TMA copies begin at a multiple of it, as the tiles in shared memory do
 
 
 def supports(q, k, v, lengths, pages, tail_starts, *, page_size, tail) -> str | None:
@@ -44,16 +45,16 @@ def _kernel(
   position = length - count + jax.lax.rem(mosaic_tile.columns(axis=0), jnp.int32(count))
 
   def tail_block(i):  # against the cache's end a block begins earlier, with slots of no interest
-    wanted = tail_start + (i - selected_blocks) * BLOCK
-    return wanted, jnp.minimum(wanted, slots - BLOCK)
+    wanted = tail_start // STEP + (i - selected_blocks) * (BLOCK // STEP)
+    return wanted, jnp.minimum(wanted, (slots - BLOCK) // STEP)
 
   def fetch(i, place):
     for j in range(copies):
       entry = jnp.clip(i * copies + j, jnp.minimum(padding, places - 1), places - 1)
       page = jnp.maximum(pages_ref[b, own_set, entry], 0)
-      in_tail = tail_block(i)[1] + j * page_size
-      start = jnp.where(i < selected_blocks, page * page_size, in_tail)
-      at, to = (b, h, pl.ds(start, page_size)), (place, pl.ds(j * page_size, page_size))
+      steps = page_size // STEP
+      start = jnp.where(i < selected_blocks, page * steps, tail_block(i)[1] + j * steps)
+      at, to = (b, h, pl.ds(start * STEP, page_size)), (place, pl.ds(j * page_size, page_size))
       plgpu.copy_gmem_to_smem(k_ref.at[at], s.k.at[to], s.k_here.at[place])
       plgpu.copy_gmem_to_smem(v_ref.at[at], s.v.at[to], s.v_here.at[place])
 
@@ -64,14 +65,14 @@ def _kernel(
       (padding - selected_blocks * copies) * page_size,
       (places - selected_blocks * copies) * page_size,
     )
-    in_tail = Block(first, wanted, length)
+    in_tail = Block(first * STEP, jnp.maximum(wanted * STEP, tail_start), length)
     return Block(
       *(jnp.where(i < selected_blocks, *pair) for pair in zip(entries, in_tail, strict=True))
     )
 
   first = split * per_split
   low = jnp.maximum(first, padding // copies)
-  end = selected_blocks + (length - tail_start + BLOCK - 1) // BLOCK
+  end = selected_blocks + (length - tail_start // STEP * STEP + BLOCK - 1) // BLOCK
   high = jnp.minimum(first + per_split, end)
   out, lse = mosaic_tile.walk(s, position, low, high, fetch, describe, lambda *_: None)
   mosaic_tile.store(s, out, lse, out_ref.at[b, h, split], lse_ref.at[b, h, split])
@@ -86,7 +87,7 @@ def page_attention(
   if not pages.shape[2]:  # a kernel's argument has at least one element
     pages = jnp.full((*pages.shape[:2], 1), -1, jnp.int32)
   copies = BLOCK // page_size
-  blocks = pl.cdiv(pages.shape[2], copies) + pl.cdiv(tail, BLOCK)
+  blocks = pl.cdiv(pages.shape[2], copies) + pl.cdiv(tail + STEP - 1, BLOCK)
   per_split = packing.blocks_per_split(batch * kv_heads, blocks, BLOCK)
   splits = pl.cdiv(blocks, per_split)
   kept = mosaic_tile.kept_rows(q, k)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.attention_with_mass import NOTHING
+from pallas_kernels.masking import NOTHING
 
 
 class PageAttention(NamedTuple):
