@@ -124,7 +124,8 @@ class Programs:
     return self._model.loss(head, self._model.block(unit, x, context), targets, context)[0]
 
   def _loss_backward(self, unit, head, x, targets, scale, gradients, head_gradients, where):
-    loss, pull = jax.vjp(lambda *args: self._loss(*args, targets, where), unit, head, x)
+    loss_of = lambda unit, head, x: self._loss(unit, head, x, targets, where)
+    loss, pull = jax.vjp(loss_of, unit, head, x)
     d_unit, d_head, dx = pull(scale)
     return loss, dx, _add(gradients, d_unit), _add(head_gradients, d_head)
 

@@ -1,11 +1,12 @@
 """Chooses homes and rings for a schedule under memory budgets.
 
-Everything starts on SSD behind the smallest rings; then one kind after another moves up wherever
-the budgets allow it and the derived list moves fewer bytes for it.
+Everything starts on SSD; then one kind after another moves up wherever the budgets allow it and the
+derived list moves fewer bytes for it. That is tried behind rings of several depths, and the
+placement that moves the fewest bytes wins; of equals, the one with the deepest rings.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from schedules.iterations import iterations
 from schedules.pools import UPDATED, Pools, Sizes
@@ -37,6 +38,7 @@ _HOST_RINGS = {
   Kind.BOUNDARY: 4,
   Kind.BOUNDARY_GRADIENT: 4,
 }
+_DEPTHS = (3, 2, 1)  # of the host's rings of units
 _SSD_WEIGHT = 8  # a byte on the SSD costs about as much as this many on the device's link
 
 
@@ -56,33 +58,30 @@ def place(
   Raises:
     ValueError: not even one unit fits; says which tier lacks how much, and the flag.
   """
-  pools = _first_that_fits(work, sizes, budgets, master_is_parameter)
-  cost = _cost(schedule, work, sizes, pools)
-  for kind, tier in _moves():
-    for candidate in _raised(pools, kind, tier, work):
-      if _lacking(candidate, work, sizes, budgets):
-        continue
-      cheaper = _cost(schedule, work, sizes, candidate)
-      if cheaper < cost:
-        pools, cost = candidate, cheaper
-        break
-  return pools
+  starts = [smallest(work, master_is_parameter, depth) for depth in _DEPTHS]
+  fitting = [pools for pools in starts if not _lacking(pools, work, sizes, budgets)]
+  if not fitting:
+    tier, needed = _lacking(starts[-1], work, sizes, budgets)[0]
+    raise ValueError(
+      f"--{tier}_memory_budget={budgets[tier]} is too small: one unit's buffers take {needed} "
+      f"bytes of {tier} memory; raise the budget, or take smaller or fewer micro-batches."
+    )
+  cost = lambda pools: _cost(schedule, work, sizes, pools)
+  return min((_climb(pools, cost, work, sizes, budgets) for pools in fitting), key=cost)
 
 
-def _first_that_fits(
-  work: Work, sizes: Sizes, budgets: Budgets, master_is_parameter: bool
+def _climb(
+  pools: Pools, cost: Callable[[Pools], int], work: Work, sizes: Sizes, budgets: Budgets
 ) -> Pools:
-  pools = smallest(work, master_is_parameter)
-  for depth in (3, 2, 1):
-    pools = smallest(work, master_is_parameter, depth)
-    lacking = _lacking(pools, work, sizes, budgets)
-    if not lacking:
-      return pools
-  tier, needed = _lacking(pools, work, sizes, budgets)[0]
-  raise ValueError(
-    f"--{tier}_memory_budget={budgets[tier]} is too small: one unit's buffers take {needed} bytes "
-    f"of {tier} memory; raise the budget, or take smaller or fewer micro-batches."
-  )
+  """Raises one kind's home after another, where that fits and saves bytes."""
+  lowest = cost(pools)
+  for kind, tier in _moves():
+    candidates = _raised(pools, kind, tier, work)
+    fitting = (c for c in candidates if not _lacking(c, work, sizes, budgets))
+    candidate = next(fitting, None)
+    if candidate is not None and (cheaper := cost(candidate)) < lowest:
+      pools, lowest = candidate, cheaper
+  return pools
 
 
 def _lacking(pools: Pools, work: Work, sizes: Sizes, budgets: Budgets) -> list[tuple[Tier, int]]:
