@@ -1,5 +1,7 @@
 """Data: a deterministic split by file, stateless batches, prompts, and the bigram's bits."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -124,13 +126,13 @@ def test_prompts_come_from_single_files_where_files_are_long_enough(folder):
 
 
 def test_bigram_bits_by_hand():
-  """Against the formula written out with dictionaries, on text with pairs never seen in training."""
+  """Against the formula written out pair by pair, on text with unseen pairs."""
   train, heldout, vocabulary = [0, 1, 0, 1, 2, 0, 1], [1, 0, 2, 2, 1], 3
   corpus = data.Corpus("x", np.array(train), np.array(heldout), vocabulary, ())
   weight, bits = vocabulary / 16, 0.0
-  for last, following in zip(heldout, heldout[1:], strict=False):
+  for last, following in itertools.pairwise(heldout):
     unigram = (train.count(following) + 1) / (len(train) + vocabulary)
-    pair = sum(p == (last, following) for p in zip(train, train[1:], strict=False))
+    pair = sum(p == (last, following) for p in itertools.pairwise(train))
     bits -= np.log2((pair + weight * unigram) / (train.count(last) + weight))
   assert data.bigram_bits(corpus) == pytest.approx(bits / 4)
 

@@ -1,0 +1,1 @@
+"""The quickstart's report: plots, drawings and one self-contained page."""

@@ -1,0 +1,51 @@
+"""Prints tables from run folders: `python -m experiments.tables training`, or `--all`.
+
+`--measure` makes the runs first, by the quickstart (some minutes; `--quick` for short settings).
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from experiments import program, run_log
+from experiments.tables.registry import TABLES
+
+_ALL = flags.DEFINE_bool("all", False, "Every table.")
+_RUNS = flags.DEFINE_string("runs", "results/quickstart", "Folder whose run folders are read.")
+_MEASURE = flags.DEFINE_bool("measure", False, "Make the runs first, by the quickstart.")
+_QUICK = flags.DEFINE_bool("quick", False, "With --measure: short settings.")
+
+
+def check(words: list[str]) -> list[str]:
+  """The names of the tables to print."""
+  unknown = [word for word in words if word not in TABLES]
+  if unknown:
+    raise ValueError(f"There is no table {unknown[0]!r}; the tables are {', '.join(TABLES)}.")
+  if bool(words) == _ALL.value:
+    raise ValueError(f"Give --all or the names of tables: {', '.join(TABLES)}.")
+  if _QUICK.value and not _MEASURE.value:
+    raise ValueError("--quick says how to measure; give --measure too.")
+  if not _MEASURE.value and not Path(_RUNS.value).is_dir():
+    raise ValueError(f"--runs={_RUNS.value} is no folder; run scripts/quickstart, or --measure.")
+  run_log.check_workdir(program.workdir(), program.name())
+  return list(TABLES) if _ALL.value else words
+
+
+def main(names: list[str]) -> None:
+  if _MEASURE.value:
+    command = ["-m", "experiments.quickstart", f"--workdir={_RUNS.value}"]
+    if subprocess.run([sys.executable, *command, *["--quick"] * _QUICK.value]).returncode:
+      raise program.Mistake("--measure: the quickstart did not finish; it says why above.")
+  log = run_log.RunLog.start(program.workdir(), program.name())
+  tables = [TABLES[name](Path(_RUNS.value)) for name in names]
+  for table in tables:
+    print(table.markdown())
+    (log.workdir / f"{table.name}.md").write_text(table.markdown())
+  rows = {t.name: [dict(zip(t.columns, row, strict=True)) for row in t.rows] for t in tables}
+  log.finish({"rows": rows}, f"{len(tables)} tables")
+
+
+if __name__ == "__main__":
+  program.run(main, check, words=True)
