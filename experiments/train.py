@@ -26,9 +26,9 @@ from models.config import PRESETS
 from models.transformer import Transformer
 from models.weights import checkpoint
 from offload import optimizers
-from offload.budget import BudgetError, budgets
+from offload.budget import budgets
 from offload.layout import Layout
-from offload.programs import Shape
+from offload.programs import Programs, Shape
 from offload.sizes import sizes_of
 from offload.store import check_vacant
 from offload.streamer import Settings, Streamer
@@ -36,7 +36,7 @@ from offload.transport import TRANSPORTS
 from offload.update import Updater
 from schedules import registry
 from schedules.check import check_schedule
-from schedules.placement import place
+from schedules.placement import Budgets, place
 from schedules.pools import Sizes
 from schedules.steps import Work
 
@@ -77,20 +77,21 @@ class Plan:
   model: Transformer
   layout: Layout
   sizes: Sizes
+  shape: Shape
+  limits: Budgets
   settings: Settings
   corpus: data.Corpus
   workdir: pathlib.Path
   store: pathlib.Path
 
   def batch(self, part: np.ndarray, iteration: int, micro_batch: int):
-    shape = self.settings.shape
     return data.batch(
       part,
       seed=FLAGS.seed,
       iteration=iteration,
       micro_batch=micro_batch,
-      size=shape.sequences,
-      sequence_length=shape.tokens,
+      size=self.shape.sequences,
+      sequence_length=self.shape.tokens,
     )
 
 
@@ -125,32 +126,32 @@ def check() -> Plan:
   limits = budgets(FLAGS.host_memory_budget, FLAGS.device_memory_budget)
   pools = place(schedule, work, sizes, limits, model.dtype == jnp.float32)
   settings = Settings(
-    *(schedule, work, shape, pools, optimizer, FLAGS.seed, FLAGS.transport, FLAGS.overlap),
-    budgets=limits,
-    direct_io=FLAGS.direct_io,
+    *(schedule, work, pools, optimizer, FLAGS.seed),
+    *(FLAGS.transport, FLAGS.overlap, FLAGS.direct_io),
   )
-  return Plan(model, layout, sizes, settings, corpus, workdir, store)
+  return Plan(model, layout, sizes, shape, limits, settings, corpus, workdir, store)
 
 
 def main(plan: Plan) -> None:
-  print(train_report.describe(plan.settings, plan.sizes, FLAGS.iterations), flush=True)
   if FLAGS.dry_run:
+    print(train_report.describe(plan.settings, plan.sizes, FLAGS.iterations))
     return
+  programs = Programs(plan.model, plan.layout, plan.shape)
+  plan = _beside(programs, plan)
+  print(train_report.describe(plan.settings, plan.sizes, FLAGS.iterations), flush=True)
   log = RunLog.start(plan.workdir, "train")
-  try:
-    streamer = Streamer(
-      *(plan.model, plan.layout, plan.sizes, plan.settings),
-      lambda iteration, m: plan.batch(plan.corpus.train, iteration, m),
-      plan.store,
-    )
-  except BudgetError as error:
-    raise program.Mistake(str(error)) from error
+  streamer = Streamer(
+    *(plan.model, plan.layout, programs, plan.settings),
+    lambda iteration, m: plan.batch(plan.corpus.train, iteration, m),
+    plan.store,
+  )
   profile = streamer.probe()
   with tqdm(total=FLAGS.iterations, unit="it", desc=FLAGS.schedule, disable=None) as bar:
     result = streamer.run(0, FLAGS.iterations, _progress(log, bar))
   bits = _heldout_bits(plan, streamer)
   checkpoint.save(plan.workdir / "checkpoint", plan.model.config, _parameters(plan, streamer))
-  summary = train_report.summary(plan.settings, plan.sizes, profile, result, streamer.peak_bytes)
+  peaks = streamer.peak_bytes | {"device": programs.temporary_bytes}
+  summary = train_report.summary(plan.settings, plan.sizes, profile, result, peaks, _tokens())
   summary["heldout_bits_per_byte"] = bits
   summary["bigram_bits_per_byte"] = data.bigram_bits(plan.corpus)
   train_report.write_timeline(plan.workdir / "timeline.json", result.spans)
@@ -163,19 +164,33 @@ def main(plan: Plan) -> None:
   )
 
 
+def _tokens() -> int:
+  """Tokens of an iteration."""
+  return FLAGS.micro_batches * FLAGS.micro_batch_size * FLAGS.sequence_length
+
+
+def _beside(programs: Programs, plan: Plan) -> Plan:
+  """The plan, placed anew with room on the device for what the compiled programs need."""
+  settings = plan.settings
+  with program.mistakes():
+    pools = place(
+      *(settings.schedule, settings.work, plan.sizes, plan.limits),
+      *(settings.pools.master_is_parameter, programs.temporary_bytes),
+    )
+  return dataclasses.replace(plan, settings=dataclasses.replace(settings, pools=pools))
+
+
 def _optimizer() -> Any:
   rate = optimizers.warmup_cosine(FLAGS.learning_rate, FLAGS.warmup, FLAGS.iterations)
   return optimizers.make(FLAGS.optimizer, rate, FLAGS.weight_decay)
 
 
 def _progress(log: RunLog, bar: tqdm) -> Callable[[int, float], None]:
-  tokens = FLAGS.micro_batches * FLAGS.micro_batch_size * FLAGS.sequence_length
-
   def tell(iteration: int, loss: float) -> None:
-    log.metric(iteration=iteration, loss=loss, bits=loss / math.log(2), tokens=tokens)
+    log.metric(iteration=iteration, loss=loss, bits=loss / math.log(2), tokens=_tokens())
     bar.update()
     rate = bar.format_dict["rate"] or 0.0
-    bar.set_postfix_str(f"loss {loss:.3f}, {rate * tokens:,.0f} tokens/s", refresh=False)
+    bar.set_postfix_str(f"loss {loss:.3f}, {rate * _tokens():,.0f} tokens/s", refresh=False)
 
   return tell
 

@@ -57,12 +57,20 @@ def describe(settings: Settings, sizes: Sizes, number: int) -> str:
 
 
 def summary(
-  settings: Settings, sizes: Sizes, profile: Profile, result: Result, peak: dict[str, int]
+  settings: Settings,
+  sizes: Sizes,
+  profile: Profile,
+  result: Result,
+  peaks: dict[str, int],
+  tokens: int,
 ) -> dict[str, Any]:
-  """The fields of train's summary.json that the run itself knows."""
-  shape, work = settings.shape, settings.work
-  tokens = work.micro_batches * shape.sequences * shape.tokens
-  device = settings.pools.peak_bytes(work, sizes)[Tier.DEVICE] + peak["device_temporary"]
+  """The fields of train's summary.json that the run itself knows.
+
+  `peaks` has the bytes made on host and SSD, and on the device those beside the pools; `tokens` are
+  those of an iteration.
+  """
+  work = settings.work
+  device = settings.pools.peak_bytes(work, sizes)[Tier.DEVICE] + peaks["device"]
   seconds, bound = predicted_seconds(settings, sizes, profile)
   return {
     "losses": result.losses,
@@ -73,7 +81,7 @@ def summary(
     "bytes_by_kind": {_NAMES[link]: dict(kinds) for link, kinds in result.moved.items()},
     "predicted_seconds_per_iteration": seconds,
     "bound_seconds_per_iteration": bound,
-    "peak_bytes": {"device": device, "host": peak["host"], "ssd": peak["ssd"]},
+    "peak_bytes": {**peaks, "device": device},
     "optimizer_state_bytes": sizes.whole(Kind.STATES) * work.units,
     "homes": dict(settings.pools.homes),
     "busy_seconds": _busy(result.spans),

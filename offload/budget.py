@@ -5,14 +5,9 @@ import os
 import jax
 
 from schedules.placement import Budgets
-from schedules.pools import Pools, Sizes
-from schedules.steps import Tier, Work
+from schedules.steps import Tier
 
 _SHARE = 0.8  # of what is there; the rest is for the program itself and for the page cache
-
-
-class BudgetError(ValueError):
-  """A run does not fit; the message names the flag and the bytes."""
 
 
 def budgets(host: int | None, device: int | None) -> Budgets:
@@ -30,20 +25,3 @@ def budgets(host: int | None, device: int | None) -> Budgets:
     Tier.HOST: found[0] if host is None else host,
     Tier.DEVICE: found[1] if device is None else device,
   }
-
-
-def check_device(
-  pools: Pools, work: Work, sizes: Sizes, limits: Budgets, temporary_bytes: int
-) -> None:
-  """Holds the pools and the largest compiled program together against the device's budget.
-
-  Raises:
-    BudgetError: they exceed it.
-  """
-  limit = limits.get(Tier.DEVICE)
-  needed = pools.peak_bytes(work, sizes)[Tier.DEVICE] + temporary_bytes
-  if limit is not None and needed > limit:
-    raise BudgetError(
-      f"--device_memory_budget={limit} is too small: buffers and the largest program take {needed} "
-      "bytes; raise it, or take a smaller --micro_batch_size or --sequence_length."
-    )

@@ -11,19 +11,17 @@ import numpy as np
 
 from offload.actions import Actions, Batches
 from offload.arrays import Arrays, HostSlots, host_specs
-from offload.budget import check_device
 from offload.buffers import aligned
 from offload.executor import Executor, Span
 from offload.layout import Layout
 from offload.probe import probe
-from offload.programs import Model, Programs, Shape, where
+from offload.programs import Model, Programs, where
 from offload.resident import Resident
 from offload.store import Store
 from offload.transport import TRANSPORTS
 from offload.update import Optimizer, Updater
 from schedules.iterations import iterations
-from schedules.placement import Budgets
-from schedules.pools import Pools, Sizes
+from schedules.pools import Pools
 from schedules.registry import Schedule
 from schedules.residency import derive
 from schedules.simulate import Profile
@@ -36,13 +34,11 @@ class Settings:
 
   schedule: Schedule
   work: Work
-  shape: Shape
   pools: Pools
   optimizer: Optimizer
   seed: int = 0
   transport: str = "copy"
   overlap: bool = True
-  budgets: Budgets = dataclasses.field(default_factory=dict)
   direct_io: bool = False
 
 
@@ -66,7 +62,7 @@ class Result:
 class Streamer:
   """A model in training: its parameters and states on their tiers, and what moves them.
 
-  Construction compiles the programs, creates the store and writes the initial values, unit by unit:
+  Construction creates the store and writes the initial values, unit by unit:
   a model that does not fit in memory is never whole there.
   """
 
@@ -74,20 +70,14 @@ class Streamer:
     self,
     model: Model,
     layout: Layout,
-    sizes: Sizes,
+    programs: Programs,
     settings: Settings,
     batches: Batches,
     store: pathlib.Path,
   ):
-    """Raises:
-    BudgetError: the compiled programs and the pools exceed the device's budget.
-    ValueError: the store's folder is taken.
-    """
     self._model, self._layout, self._settings, self._batches = model, layout, settings, batches
-    self._programs = Programs(model, layout, settings.shape)
+    self._programs = programs
     self._updater = Updater(settings.optimizer, model.dtype)
-    needed = self._programs.temporary_bytes
-    check_device(settings.pools, settings.work, sizes, settings.budgets, needed)
     names = self._updater.names
     self._transport = TRANSPORTS[settings.transport]()
     self._host = HostSlots(host_specs(layout, self._programs.boundary, names, model.dtype))
@@ -97,13 +87,8 @@ class Streamer:
 
   @property
   def peak_bytes(self) -> dict[str, int]:
-    """Bytes of the host buffers made, of the SSD arrays made, and of the device memory that the
-    largest program takes beside its arguments."""
-    return {
-      "host": self._host.bytes,
-      "ssd": self._arrays.bytes,
-      "device_temporary": self._programs.temporary_bytes,
-    }
+    """Bytes of the host buffers and of the SSD arrays that were made."""
+    return {"host": self._host.bytes, "ssd": self._arrays.bytes}
 
   def run(
     self, first: int, count: int, on_iteration: Callable[[int, float], None] = lambda i, loss: None

@@ -51,23 +51,34 @@ def smallest(work: Work, master_is_parameter: bool, depth: int = 3) -> Pools:
 
 
 def place(
-  schedule: Schedule, work: Work, sizes: Sizes, budgets: Budgets, master_is_parameter: bool = True
+  schedule: Schedule,
+  work: Work,
+  sizes: Sizes,
+  budgets: Budgets,
+  master_is_parameter: bool = True,
+  device_reserved: int = 0,
 ) -> Pools:
   """The placement that moves the fewest bytes, as far as one pass over the kinds finds it.
+
+  `device_reserved` bytes of the device's budget are taken by the largest compiled program.
 
   Raises:
     ValueError: not even one unit fits; says which tier lacks how much, and the flag.
   """
+  room = dict(budgets)
+  if (limit := room.get(Tier.DEVICE)) is not None:
+    room[Tier.DEVICE] = limit - device_reserved
   starts = [smallest(work, master_is_parameter, depth) for depth in _DEPTHS]
-  fitting = [pools for pools in starts if not _lacking(pools, work, sizes, budgets)]
+  fitting = [pools for pools in starts if not _lacking(pools, work, sizes, room)]
   if not fitting:
-    tier, needed = _lacking(starts[-1], work, sizes, budgets)[0]
+    tier, needed = _lacking(starts[-1], work, sizes, room)[0]
+    needed += device_reserved if tier is Tier.DEVICE else 0
     raise ValueError(
-      f"--{tier}_memory_budget={budgets[tier]} is too small: one unit's buffers take {needed} "
-      f"bytes of {tier} memory; raise the budget, or take smaller or fewer micro-batches."
+      f"--{tier}_memory_budget={budgets[tier]} is too small: a unit and what it needs take "
+      f"{needed} bytes of {tier} memory; raise the budget, or take smaller or fewer micro-batches."
     )
   cost = lambda pools: _cost(schedule, work, sizes, pools)
-  return min((_climb(pools, cost, work, sizes, budgets) for pools in fitting), key=cost)
+  return min((_climb(pools, cost, work, sizes, room) for pools in fitting), key=cost)
 
 
 def _climb(

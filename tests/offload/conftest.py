@@ -113,7 +113,8 @@ def train(tmp_path):
     else:
       pools = place(order, work, sizes, {Tier.HOST: host, Tier.DEVICE: device}, is_master)
     streamer = Streamer(
-      *(model, layout, sizes, Settings(order, work, SHAPE, pools, optimizer(), **settings)),
+      *(model, layout, Programs(model, layout, SHAPE)),
+      Settings(order, work, pools, optimizer(), **settings),
       *(batches, tmp_path / f"store{len(list(tmp_path.iterdir()))}"),
     )
     result = streamer.run(0, ITERATIONS)
