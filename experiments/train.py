@@ -112,6 +112,7 @@ def check() -> Plan:
   workdir = check_workdir(program.workdir(), "train")
   store = pathlib.Path(FLAGS.store or workdir / "store")
   check_vacant(store)
+  checkpoint.check_vacant(workdir / "checkpoint")
   corpus = data.load_corpus(FLAGS.data)
   for part in (corpus.train, corpus.heldout):
     data.check_length(part, FLAGS.sequence_length)

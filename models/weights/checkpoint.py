@@ -27,8 +27,7 @@ def save(folder: str | Path, config: ModelConfig, parameters: Parameters) -> Non
     ValueError: the folder holds a checkpoint already.
   """
   folder = Path(folder)
-  if (folder / CONFIG_FILE).exists() or (folder / PARAMETERS_FOLDER).exists():
-    raise ValueError(f"{folder} holds a checkpoint already; name a new folder.")
+  check_vacant(folder)
   folder.mkdir(parents=True, exist_ok=True)
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save((folder / PARAMETERS_FOLDER).absolute(), parameters)
@@ -37,6 +36,13 @@ def save(folder: str | Path, config: ModelConfig, parameters: Parameters) -> Non
     "dtype": jax.tree.leaves(parameters)[0].dtype.name,
   }
   (folder / CONFIG_FILE).write_text(json.dumps(shape, indent=2) + "\n")
+
+
+def check_vacant(folder: str | Path) -> None:
+  """Raises ValueError with a sentence where a checkpoint would overwrite another."""
+  folder = Path(folder)
+  if (folder / CONFIG_FILE).exists() or (folder / PARAMETERS_FOLDER).exists():
+    raise ValueError(f"{folder} holds a checkpoint already; name a new folder.")
 
 
 def load_model(folder: str | Path) -> Transformer:

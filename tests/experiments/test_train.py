@@ -1,0 +1,122 @@
+"""The train program as a user runs it."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+SMALL = (
+  "--model=bytes-tiny",
+  "--micro_batches=3",
+  "--micro_batch_size=2",
+  "--sequence_length=32",
+  "--iterations=3",
+  "--evaluation_batches=2",
+  "--host_memory_budget=400KiB",
+)
+
+
+def train(*flags, cwd=ROOT):
+  return subprocess.run(
+    [sys.executable, "-m", "experiments.train", *map(str, flags)],
+    cwd=cwd,
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("train") / "run"
+  done = train(*SMALL, f"--workdir={folder}")
+  assert done.returncode == 0, done.stderr
+  return folder, done.stdout
+
+
+def test_a_run_leaves_its_folder(run):
+  folder, said = run
+  summary = json.loads((folder / "summary.json").read_text())
+  assert len(summary["losses"]) == len(summary["seconds_per_iteration"]) == 3
+  assert summary["bytes"] == summary["predicted_bytes"]
+  assert summary["bytes"]["ssd_read"] > 0
+  assert summary["peak_bytes"]["host"] <= 400 * 1024
+  assert summary["optimizer_state_bytes"] > 0 and 0 < summary["heldout_bits_per_byte"] < 12
+  assert set(summary["busy_seconds"]) == {
+    *("device", "host_to_device", "device_to_host", "ssd_read", "ssd_write", "host_update"),
+  }
+  metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+  assert [line["loss"] for line in metrics] == summary["losses"]
+  events = json.loads((folder / "timeline.json").read_text())["traceEvents"]
+  assert {"forward(unit 0, micro-batch 0) of iteration 0"} <= {event["name"] for event in events}
+  assert not (folder / "store").exists()
+  assert "bottleneck" in said and said.splitlines()[-1].startswith("train: loss")
+
+
+def test_its_flag_file_runs_it_again(run, tmp_path):
+  folder, _ = run
+  again = train(f"--flagfile={folder / 'flags.txt'}", f"--workdir={tmp_path / 'again'}")
+  assert again.returncode == 0, again.stderr
+  losses = [
+    json.loads((f / "summary.json").read_text())["losses"] for f in (folder, tmp_path / "again")
+  ]
+  assert losses[0] == losses[1]
+
+
+def test_a_checkpoint_that_is_there_is_kept(run):
+  folder, _ = run
+  before = sorted(p.read_bytes() for p in (folder / "checkpoint").rglob("*") if p.is_file())
+  again = train(*SMALL, f"--workdir={folder}")
+  assert again.returncode == 2 and "checkpoint" in again.stderr
+  assert before == sorted(p.read_bytes() for p in (folder / "checkpoint").rglob("*") if p.is_file())
+
+
+BROKEN = """
+from schedules.vertical import vertical
+from schedules.steps import Action, backward, update
+
+def no_backward(work):
+  return [c for c in vertical(work) if c != backward(1, 0)]
+
+def early_update(work):
+  order = [c for c in vertical(work) if c != update(1)]
+  return [*order[:order.index(backward(1, 0))], update(1), *order[order.index(backward(1, 0)):]]
+"""
+
+MISTAKES = {
+  "--shedule=vertical": "Unknown command line flag 'shedule'",
+  "--schedule=diagonal": "--schedule=diagonal is unknown: take one of in_memory",
+  "--schedule=broken.no_backward": "its gradients are not complete",
+  "--schedule=broken.early_update": "update(unit 1, now part) of iteration 0 comes before",
+  "--host_memory_budget=1KiB": "--host_memory_budget=1024 is too small",
+  "--device_memory_budget=1KiB": "--device_memory_budget=1024 is too small",
+  "--sequence_length=40000": "--sequence_length=40000 exceeds the context of 32768",
+  "--delayed_fraction=1.5": "--delayed_fraction=1.5 must be between 0 and 1",
+  "--data=empty": "empty",
+  "--store=taken": "--store=taken holds files that are no store",
+}
+
+
+@pytest.mark.parametrize("flag, sentence", MISTAKES.items(), ids=MISTAKES)
+def test_a_mistake_is_one_sentence(flag, sentence, tmp_path):
+  (tmp_path / "broken.py").write_text(BROKEN)
+  (tmp_path / "empty").mkdir()
+  (tmp_path / "taken").mkdir()
+  (tmp_path / "taken/notes").write_text("mine")
+  before = sorted(tmp_path.rglob("*"))
+  command = f"import sys; sys.path[:0] = [{str(ROOT)!r}, '.']; sys.argv[0] = 'train'\n"
+  command += "import runpy; runpy.run_module('experiments.train', run_name='__main__')"
+  done = subprocess.run(
+    [sys.executable, "-B", "-c", command, *SMALL, "--workdir=work", flag],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+    timeout=60,
+  )
+  assert done.returncode == 2, done.stderr
+  assert sentence in done.stderr
+  assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+  assert sorted(tmp_path.rglob("*")) == before
