@@ -1,4 +1,4 @@
-"""Kernels that must not pass for compiled: too much shared memory, spilled registers, a wrong GPU."""
+"""Kernels that must not compile: too much shared memory, spilled registers, a wrong GPU."""
 
 import jax
 import jax.numpy as jnp
