@@ -1,7 +1,9 @@
-"""Times the attention of decoding against the reading of the cache: python -m experiments.tables.kernels
+"""Times the attention of decoding against the reading of the cache.
 
-Everything is timed in turn, round by round, and each ratio is the median over rounds of two times of
-one round, so that a machine's moods cancel. Beside the form in use stand those it was chosen over.
+    python -m experiments.tables.kernels
+
+Everything is timed in turn, round by round, and each ratio is the median over rounds of two times
+of one round, so that a machine's moods cancel. Beside the form in use stand those that lost to it.
 """
 
 import functools
@@ -113,7 +115,7 @@ def timed(seed: int) -> dict[str, Callable[[], Any]]:
 def measure(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
   """Milliseconds of each call in each round, behind one round to compile."""
   found = {name: [] for name in calls}
-  for i in tqdm(range(rounds + 1), desc="rounds", leave=False):
+  for i in tqdm(range(rounds + 1), desc="rounds", leave=False, disable=None):
     for name, call in calls.items():
       start = time.perf_counter()
       jax.block_until_ready(call())
