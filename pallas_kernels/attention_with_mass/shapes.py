@@ -30,6 +30,8 @@ CONFORMANCE = (
   Case("nothing between start and length", 2, 2, 1, 256, 64, (0, 128), (0, 128), (0,), 64),
   Case("fewer slots filled than rows", 2, 2, 4, 256, 64, (0, 2), (0, 0), (0, -1), 64),
   Case("an odd cache", 2, 1, 2, 205, 64, (205, 31), (0, 3), (0,), 5),
+  Case("a long cache", 2, 1, 2, 1536, 64, (1536, 513, 1000, 30), (0, 511, 600, 10), (0, -1), 16),
+  Case("bfloat16, one row alone", 1, 1, 1, 1536, 64, (1000, 513), (0, 3), (0,), 16, "bfloat16"),
   Case("a prefill chunk", 2, 2, 48, 256, 64, (256, 48), (0, 0), (-1,), 16),
   Case("bfloat16", 8, 2, 4, 512, 64, (512, 200), (0, 0), (0, -1), 64, "bfloat16"),
   Case("bfloat16, small heads' pages", 4, 2, 2, 256, 128, (250,), (0,), (0, -1), 16, "bfloat16"),

@@ -57,8 +57,8 @@ def _attention(q, k, v, lengths, starts, *, rows, page_size) -> AttentionWithMas
   packed = q.reshape(batch, kv_heads, group * count, size)
   k, v = (x.reshape(batch, kv_heads, chunks, chunk, size) for x in (k, v))
 
-  logits = jnp.einsum("bkrd,bkcsd->bkcrs", packed, k, preferred_element_type=jnp.float32)
-  logits = logits.reshape(batch, kv_heads, chunks, group, count, chunk)
+  logits = jnp.einsum("bkrd,bkcsd->bkcrs", _rows(packed), k, preferred_element_type=jnp.float32)
+  logits = logits[:, :, :, : group * count].reshape(batch, kv_heads, chunks, group, count, chunk)
   slot = jnp.arange(slots).reshape(1, chunks, 1, chunk)
   position = (lengths[:, None] - count + jnp.arange(count)[None])[:, None, :, None]
   sees = (slot >= starts[:, None, None, None]) & (slot <= position)
@@ -81,7 +81,13 @@ def _attention(q, k, v, lengths, starts, *, rows, page_size) -> AttentionWithMas
 def _weighted_values(weights, v, lengths, starts):
   """Sum over chunks of weights [B, K, C, R, slots] times values; see the top of this file."""
   chunks, chunk = v.shape[2:4]
-  product = lambda w, v: jnp.einsum("bkcrs,bkcsd->bkcrd", w, v, preferred_element_type=jnp.float32)
+  rows = weights.shape[3]
+
+  def product(weights, v):
+    weights = _rows(weights)
+    found = jnp.einsum("bkcrs,bkcsd->bkcrd", weights, v, preferred_element_type=jnp.float32)
+    return found[:, :, :, :rows]
+
   if chunks <= 2:
     slot = jnp.arange(chunks * chunk).reshape(1, chunks, chunk)
     written = (slot >= starts[:, None, None]) & (slot < lengths[:, None, None])
@@ -99,6 +105,12 @@ def _weighted_values(weights, v, lengths, starts):
   counts = ~jnp.take_along_axis(inside, ends, axis=1, mode="clip")
   counts &= jnp.stack([jnp.ones_like(low, bool), low != high], axis=1)
   return out + jnp.where(counts[:, None, :, None, None], edges, 0).sum(axis=2)
+
+
+def _rows(x):
+  """One row of a 16-bit type with a row of zeros: XLA's CPU products are 8 times faster for two."""
+  alone = x.shape[-2] == 1 and x.dtype.itemsize == 2
+  return jnp.pad(x, [*[(0, 0)] * (x.ndim - 2), (0, 1), (0, 0)]) if alone else x
 
 
 def _page_lse(logits, page_size: int):

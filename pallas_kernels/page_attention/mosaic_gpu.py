@@ -2,8 +2,8 @@
 
 A program takes one sequence, one key/value head and a split of its blocks: first those of the
 selected pages, several pages a block, then those of the tail. See `mosaic_tile`. Blocks of padding
-alone are passed over, and padding beside pages is filled with a page that is selected, so that
-nothing else is read.
+alone are passed over, and padding beside pages is filled with a page that is selected. Copies begin
+at multiples of 8 slots, so up to 7 slots before the tail are fetched with it, and masked.
 """
 
 import functools
