@@ -26,7 +26,8 @@ def preferred(platform: str, compute_capability: float) -> tuple[str, ...]:
 
 
 @functools.cache
-def _of_this_machine() -> tuple[str, ...]:
+def of_this_machine() -> tuple[str, ...]:
+  """Names of the implementations that run here without an interpreter, the fastest first."""
   device = jax.devices()[0]
   capability = getattr(device, "compute_capability", None)
   return preferred(device.platform, float(capability) if capability else 0.0)
@@ -53,9 +54,9 @@ def choose(
     raise ValueError(
       f"{operation} has no implementation {requested!r}; use one of {', '.join(implementations)}."
     )
-  if requested in GPU_CAPABILITY and requested not in _of_this_machine():
+  if requested in GPU_CAPABILITY and requested not in of_this_machine():
     raise ValueError(f"{operation} cannot run as {requested}: {GPU_CAPABILITY[requested]}")
-  for name in (requested,) if requested else _of_this_machine():
+  for name in (requested,) if requested else of_this_machine():
     if name not in implementations:
       continue
     function, supports = implementations[name]

@@ -57,7 +57,7 @@ def _attention(q, k, v, lengths, starts, *, rows, page_size) -> AttentionWithMas
   packed = q.reshape(batch, kv_heads, group * count, size)
   k, v = (x.reshape(batch, kv_heads, chunks, chunk, size) for x in (k, v))
 
-  logits = jnp.einsum("bkrd,bkcsd->bkcrs", _rows(packed), k, preferred_element_type=jnp.float32)
+  logits = _product("bkrd,bkcsd->bkcrs", _rows(packed), k)
   logits = logits[:, :, :, : group * count].reshape(batch, kv_heads, chunks, group, count, chunk)
   slot = jnp.arange(slots).reshape(1, chunks, 1, chunk)
   position = (lengths[:, None] - count + jnp.arange(count)[None])[:, None, :, None]
@@ -82,12 +82,7 @@ def _weighted_values(weights, v, lengths, starts):
   """Sum over chunks of weights [B, K, C, R, slots] times values; see the top of this file."""
   chunks, chunk = v.shape[2:4]
   rows = weights.shape[3]
-
-  def product(weights, v):
-    weights = _rows(weights)
-    found = jnp.einsum("bkcrs,bkcsd->bkcrd", weights, v, preferred_element_type=jnp.float32)
-    return found[:, :, :, :rows]
-
+  product = lambda weights, v: _product("bkcrs,bkcsd->bkcrd", _rows(weights), v)[..., :rows, :]
   if chunks <= 2:
     slot = jnp.arange(chunks * chunk).reshape(1, chunks, chunk)
     written = (slot >= starts[:, None, None]) & (slot < lengths[:, None, None])
@@ -105,6 +100,11 @@ def _weighted_values(weights, v, lengths, starts):
   counts = ~jnp.take_along_axis(inside, ends, axis=1, mode="clip")
   counts &= jnp.stack([jnp.ones_like(low, bool), low != high], axis=1)
   return out + jnp.where(counts[:, None, :, None, None], edges, 0).sum(axis=2)
+
+
+def _product(axes, a, b):
+  """In float32, which GPUs would round to fewer bits unless told."""
+  return jnp.einsum(axes, a, b, preferred_element_type=jnp.float32, precision="highest")
 
 
 def _rows(x):

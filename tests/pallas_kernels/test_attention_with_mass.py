@@ -8,15 +8,22 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels import choice
 from pallas_kernels.attention_with_mass import attention_with_mass, mosaic_gpu, triton, xla
 from pallas_kernels.attention_with_mass.reference import reference
 from pallas_kernels.attention_with_mass.shapes import CONFORMANCE, Case
 
+NATIVE = choice.of_this_machine()  # elsewhere kernels are interpreted
 IMPLEMENTATIONS = {
   "xla": (xla.attention, xla.supports),
-  "triton": (functools.partial(triton.attention, interpret=True), triton.supports),
+  "triton": (
+    functools.partial(triton.attention, interpret="triton" not in NATIVE),
+    triton.supports,
+  ),
 }
-if hasattr(plgpu, "InterpretGPUParams"):  # JAX 0.10 cannot interpret these kernels
+if "mosaic_gpu" in NATIVE:
+  IMPLEMENTATIONS["mosaic_gpu"] = mosaic_gpu.attention, mosaic_gpu.supports
+elif hasattr(plgpu, "InterpretGPUParams"):  # JAX 0.10 cannot interpret these kernels
   interpreted = functools.partial(mosaic_gpu.attention, interpret=plgpu.InterpretGPUParams())
   IMPLEMENTATIONS["mosaic_gpu"] = interpreted, mosaic_gpu.supports
 cases = pytest.mark.parametrize("case", CONFORMANCE, ids=lambda case: case.name)

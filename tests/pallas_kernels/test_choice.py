@@ -1,0 +1,38 @@
+"""Which implementation runs."""
+
+import logging
+
+import pytest
+
+from pallas_kernels import choice
+
+takes_all, refuses = (lambda *_, **__: None), (lambda *_, **__: "head size 7 is odd.")
+
+
+@pytest.mark.parametrize(
+  ("platform", "capability", "names"),
+  [
+    ("cpu", 0.0, ("xla",)),
+    ("gpu", 7.5, ("xla",)),
+    ("gpu", 8.9, ("triton", "xla")),
+    ("gpu", 9.0, ("mosaic_gpu", "triton", "xla")),
+    ("gpu", 10.0, ("triton", "xla")),  # wgmma is Hopper's alone
+  ],
+)
+def test_the_fastest_of_a_platform_comes_first(platform, capability, names):
+  assert choice.preferred(platform, capability) == names
+
+
+def test_what_an_implementation_does_not_support_goes_to_the_next(monkeypatch):
+  monkeypatch.setattr(choice, "of_this_machine", lambda: ("mosaic_gpu", "triton", "xla"))
+  known = {"xla": (1, takes_all), "triton": (2, refuses), "mosaic_gpu": (3, refuses)}
+  assert choice.choose("attention", known, None) == 1
+  with pytest.raises(ValueError, match="attention cannot run as triton: head size 7 is odd"):
+    choice.choose("attention", known, "triton")
+
+
+def test_a_choice_is_logged_once(caplog):
+  with caplog.at_level(logging.INFO):
+    for _ in range(2):
+      choice.choose("an operation of its own", {"xla": (1, takes_all)}, None)
+  assert caplog.text.count("an operation of its own runs as xla.") == 1
