@@ -196,6 +196,8 @@ def _trust() -> str:
     " GPU with an SSD both effects have more to gain.",
     "A model trained for minutes looks mostly at nearby text, so the window may well accept"
     " more drafts than specattn. Where far text matters, the order turns.",
+    "The most likely text of so small a model soon repeats itself, and repetitions are easy to"
+    " draft: acceptance lengths on varied text are lower.",
     "One run each, on a machine that may be doing other things: expect the ratios to move by a"
     " tenth or two, and the byte counts by nothing.",
   )

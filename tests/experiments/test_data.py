@@ -106,6 +106,23 @@ def test_batches_are_runs_of_the_text_and_functions_of_their_arguments():
     assert not np.array_equal(draw(**changed)[0], inputs)
 
 
+def test_skipping_positions_ascend_and_cover_the_span():
+  draw = lambda **changed: data.skipping_positions(
+    **{"seed": 1, "iteration": 7, "micro_batch": 2, "size": 64, "sequence_length": 32, "span": 500}
+    | changed
+  )
+  positions = draw()
+  assert positions.shape == (64, 32) and positions.dtype == np.int32
+  steps = np.diff(positions, axis=1)
+  assert (steps >= 1).all() and ((steps > 1).sum(axis=1) <= 3).all() and (steps > 1).any()
+  assert positions.min() >= 0 and 450 < positions.max() < 500
+  np.testing.assert_array_equal(positions, draw())
+  assert not np.array_equal(positions, draw(iteration=8))
+  assert draw(span=32).tolist() == [list(range(32))] * 64
+  with pytest.raises(ValueError, match="cannot hold"):
+    draw(span=31)
+
+
 def test_batches_reach_the_first_and_the_last_token():
   inputs, targets = data.batch(
     np.arange(10), seed=0, iteration=0, micro_batch=0, size=500, sequence_length=8
