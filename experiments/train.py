@@ -26,6 +26,7 @@ from models.config import PRESETS
 from models.transformer import Transformer
 from models.weights import checkpoint
 from offload import optimizers
+from offload.actions import Batch
 from offload.budget import budgets
 from offload.layout import Layout
 from offload.programs import Programs, Shape
@@ -51,6 +52,9 @@ flags.DEFINE_string(
 _positive("micro_batches", 4, "Micro-batches of an iteration.")
 _positive("micro_batch_size", 2, "Sequences of a micro-batch.")
 _positive("sequence_length", 512, "Tokens of a sequence.")
+flags.DEFINE_integer(
+  "position_span", 0, "Spread the positions of each sequence over so many; 0: consecutive.", 0
+)
 _positive("iterations", 100, "Optimizer steps.")
 flags.DEFINE_float(
   "delayed_fraction", 0.0, "Share of each unit's step delayed into the next forward."
@@ -84,15 +88,20 @@ class Plan:
   workdir: pathlib.Path
   store: pathlib.Path
 
-  def batch(self, part: np.ndarray, iteration: int, micro_batch: int):
-    return data.batch(
-      part,
-      seed=FLAGS.seed,
-      iteration=iteration,
-      micro_batch=micro_batch,
-      size=self.shape.sequences,
-      sequence_length=self.shape.tokens,
-    )
+  def batch(self, iteration: int, micro_batch: int) -> Batch:
+    """Of the training text, its positions spread over --position_span."""
+    where = {"seed": FLAGS.seed, "iteration": iteration, "micro_batch": micro_batch}
+    where |= {"size": self.shape.sequences, "sequence_length": self.shape.tokens}
+    span = FLAGS.position_span or self.shape.tokens
+    positions = data.skipping_positions(span=span, **where)
+    return Batch(*data.batch(self.corpus.train, **where), positions)
+
+  def heldout_batch(self, number: int) -> Batch:
+    """Of held-out text: the same for every run of this shape and seed, however long."""
+    size, length = self.shape.sequences, self.shape.tokens
+    where = {"seed": FLAGS.seed, "iteration": 0, "micro_batch": number}
+    pair = data.batch(self.corpus.heldout, size=size, sequence_length=length, **where)
+    return Batch(*pair, np.tile(np.arange(length, dtype=np.int32), (size, 1)))
 
 
 def check() -> Plan:
@@ -102,6 +111,11 @@ def check() -> Plan:
     raise ValueError(
       f"--sequence_length={FLAGS.sequence_length} exceeds the context of {config.context} that "
       f"--model={FLAGS.model} has."
+    )
+  if FLAGS.position_span and not FLAGS.sequence_length <= FLAGS.position_span <= config.context:
+    raise ValueError(
+      f"--position_span={FLAGS.position_span} must be 0, or at least --sequence_length and at most "
+      f"{config.context}, the context of --model={FLAGS.model}."
     )
   model = Transformer(config, jnp.dtype(FLAGS.parameter_dtype))
   schedule = registry.find(FLAGS.schedule)
@@ -143,7 +157,7 @@ def main(plan: Plan) -> None:
   log = RunLog.start(plan.workdir, "train")
   streamer = Streamer(
     *(plan.model, plan.layout, programs, plan.settings),
-    lambda iteration, m: plan.batch(plan.corpus.train, iteration, m),
+    plan.batch,
     plan.store,
   )
   profile = streamer.probe()
@@ -201,8 +215,7 @@ def _heldout_bits(plan: Plan, streamer: Streamer) -> float | None:
   count = FLAGS.evaluation_batches
   if not count:
     return None
-  batches = [plan.batch(plan.corpus.heldout, 0, m) for m in range(count)]
-  return streamer.evaluate(batches) / math.log(2)
+  return streamer.evaluate(map(plan.heldout_batch, range(count))) / math.log(2)
 
 
 def _parameters(plan: Plan, streamer: Streamer) -> Any:

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -10,15 +10,23 @@ import numpy as np
 from offload.arrays import Arrays, HostSlots
 from offload.buffers import span
 from offload.layout import Layout
-from offload.programs import Programs, where
+from offload.programs import Programs, Where
 from offload.resident import Resident
 from offload.transport import Transport
 from offload.update import Updater
 from schedules.steps import RESIDENT_UNIT, Access, Action, Kind, Mode, Queue, Step, Tier, Work
 from schedules.traffic import LINKS
 
-# (iteration, micro-batch) -> inputs and targets, int32 [B, T] each; the same whenever it is called
-Batches = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
+
+class Batch(NamedTuple):
+  """One micro-batch, int32 [B, T] each; negative targets do not count in the loss."""
+
+  inputs: np.ndarray
+  targets: np.ndarray
+  positions: np.ndarray
+
+
+Batches = Callable[[int, int], Batch]  # of (iteration, micro-batch) alone: the same at every call
 
 
 class Actions:
@@ -98,14 +106,14 @@ class Actions:
   def _forward(self, step: Step) -> None:
     c = step.computation
     assert c is not None
-    at = where(self._seed, c.iteration, c.unit, c.micro_batch)
+    at = self._where(step)
     y = self._programs.forward(self._read(step, Kind.PARAMETERS), self._input(step, at), at)
     self._write(step, Kind.BOUNDARY, y)
 
   def _backward(self, step: Step) -> None:
     c, p = step.computation, self._programs
     assert c is not None
-    at = where(self._seed, c.iteration, c.unit, c.micro_batch)
+    at = self._where(step)
     unit, x = self._read(step, Kind.PARAMETERS), self._input(step, at)
     gradients = self._sum_so_far(step, Kind.GRADIENTS, p.unit_zeros)
     resident = None
@@ -114,7 +122,7 @@ class Actions:
     if c.unit == self._work.last:
       assert resident is not None
       head = p.head_part(self._resident.parameters)
-      targets, scale = self._batch(step)[1], np.float32(1 / self._weight(c.iteration))
+      targets, scale = self._batch(step).targets, np.float32(1 / self._weight(c.iteration))
       loss, dx, gradients, resident["head"] = p.loss_backward(
         unit, head, x, targets, scale, gradients, resident["head"], at
       )
@@ -124,7 +132,7 @@ class Actions:
       dx, gradients = p.backward(unit, x, dy, gradients, at)
     if c.unit == 0:
       assert resident is not None
-      embed, inputs = self._resident.parameters["embed"], self._batch(step)[0]
+      embed, inputs = self._resident.parameters["embed"], self._batch(step).inputs
       resident["embed"] = p.embed_backward(embed, inputs, dx, resident["embed"], at)
     else:
       self._write(step, Kind.BOUNDARY_GRADIENT, dx)
@@ -149,12 +157,18 @@ class Actions:
         sums |= self._device[_key(access)]
     self._resident.step(sums["embed"], sums["head"])
 
-  def _input(self, step: Step, at: np.ndarray) -> Any:
+  def _where(self, step: Step) -> Where:
+    c = step.computation
+    assert c is not None
+    positions = self._batch(step).positions
+    return Where.of(self._seed, c.iteration, c.unit, c.micro_batch, positions)
+
+  def _input(self, step: Step, at: Where) -> Any:
     c = step.computation
     assert c is not None
     if c.unit > 0:
       return self._device[_key(step.access(Tier.DEVICE, Kind.BOUNDARY, writes=False))]
-    return self._programs.embed(self._resident.parameters["embed"], self._batch(step)[0], at)
+    return self._programs.embed(self._resident.parameters["embed"], self._batch(step).inputs, at)
 
   def _read(self, step: Step, kind: Kind) -> Any:
     return self._device[_key(step.access(Tier.DEVICE, kind, writes=False))]
@@ -177,7 +191,7 @@ class Actions:
 
     return zeros
 
-  def _batch(self, step: Step) -> tuple[np.ndarray, np.ndarray]:
+  def _batch(self, step: Step) -> Batch:
     c = step.computation
     assert c is not None and c.micro_batch is not None
     return self._batches(c.iteration, c.micro_batch)
@@ -186,7 +200,7 @@ class Actions:
     """Tokens of a whole iteration that count in its loss."""
     if iteration not in self._weights:
       micro_batches = range(self._work.micro_batches)
-      targets = (self._batches(iteration, m)[1] for m in micro_batches)
+      targets = (self._batches(iteration, m).targets for m in micro_batches)
       self._weights = {iteration: float(sum((t >= 0).sum() for t in targets))}
     return self._weights[iteration]
 

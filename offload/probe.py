@@ -9,7 +9,7 @@ import numpy as np
 
 from offload.arrays import Arrays, HostSlots
 from offload.layout import Layout
-from offload.programs import Programs, where
+from offload.programs import Programs, Where
 from offload.transport import Transport
 from offload.update import Updater
 from schedules.simulate import Profile
@@ -55,7 +55,8 @@ def probe(
 
 def _device_seconds(programs: Programs, resident: Any, unit: Any) -> tuple[float, float, float]:
   x = jax.numpy.zeros(programs.boundary.shape, programs.boundary.dtype)
-  targets, at = np.zeros(x.shape[:2], np.int32), where(0, 0, 0, 0)
+  targets = np.zeros(x.shape[:2], np.int32)
+  at = Where.of(0, 0, 0, 0, targets)
   head, scale = programs.head_part(resident), np.float32(1)
   forward = _seconds(lambda: programs.forward(unit, x, at))
   backward = _seconds(lambda: programs.backward(unit, x, x, programs.unit_zeros(), at))

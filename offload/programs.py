@@ -5,7 +5,7 @@ on these being the same executables.
 """
 
 import dataclasses
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -48,8 +48,21 @@ class Shape:
   tokens: int  # of a sequence
 
 
+class Where(NamedTuple):
+  """Which computation of a run this is, and what its tokens' positions are."""
+
+  numbers: np.ndarray | jax.Array  # int32 [4]: seed, iteration, unit, micro-batch
+  positions: np.ndarray | jax.Array  # int32 [B, T]
+
+  @classmethod
+  def of(
+    cls, seed: int, iteration: int, unit: int, micro_batch: int | None, positions: np.ndarray
+  ) -> "Where":
+    return cls(np.array([seed, iteration, unit, micro_batch or 0], np.int32), positions)
+
+
 class Programs:
-  """Compiles on construction; `where` is int32 [4]: seed, iteration, unit, micro-batch.
+  """Compiles on construction; `where` is a `Where`.
 
   forward(unit, x, where) -> y                                 all activations [B, T, M]
   embed(embed, tokens, where) -> x
@@ -69,10 +82,11 @@ class Programs:
     embed, head = resident["embed"], self.head_part(resident)
     b, t = shape.sequences, shape.tokens
     tokens = jax.ShapeDtypeStruct((b, t), jnp.int32)
-    x = jax.eval_shape(lambda r, i: model.embed(r, i, self._context(i, None)), resident, tokens)
+    where = Where(jax.ShapeDtypeStruct((4,), jnp.int32), tokens)
+    x = jax.eval_shape(self._embed, embed, tokens, where)
     self.boundary = x
     gradients = _float32(unit)
-    where, scale = jax.ShapeDtypeStruct((4,), jnp.int32), jax.ShapeDtypeStruct((), jnp.float32)
+    scale = jax.ShapeDtypeStruct((), jnp.float32)
     head_gradients, embed_gradients = _float32(head), _float32(embed)
     self.embed = _compile(self._embed, embed, tokens, where)
     self.forward = _compile(self._forward, unit, x, where)
@@ -99,20 +113,17 @@ class Programs:
     """What of the resident parameters the loss reads."""
     return resident if self._model.ties_embeddings else {"head": resident["head"]}
 
-  def _context(self, tokens, where):
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape[:2])
-    if where is None:
-      return self._model.context(positions, None)
-    key = jax.random.key(where[0])
-    for number in where[1:]:
+  def _context(self, where):
+    key = jax.random.key(where.numbers[0])
+    for number in where.numbers[1:]:
       key = jax.random.fold_in(key, number)
-    return self._model.context(positions, key)
+    return self._model.context(where.positions, key)
 
   def _embed(self, embed, tokens, where):
-    return self._model.embed({"embed": embed}, tokens, self._context(tokens, where))
+    return self._model.embed({"embed": embed}, tokens, self._context(where))
 
   def _forward(self, unit, x, where):
-    return self._model.block(unit, x, self._context(x, where))
+    return self._model.block(unit, x, self._context(where))
 
   def _backward(self, unit, x, dy, gradients, where):
     _, pull = jax.vjp(lambda unit, x: self._forward(unit, x, where), unit, x)
@@ -120,7 +131,7 @@ class Programs:
     return dx, _add(gradients, d_unit)
 
   def _loss(self, unit, head, x, targets, where):
-    context = self._context(x, where)
+    context = self._context(where)
     return self._model.loss(head, self._model.block(unit, x, context), targets, context)[0]
 
   def _loss_backward(self, unit, head, x, targets, scale, gradients, head_gradients, where):
@@ -132,10 +143,6 @@ class Programs:
   def _embed_backward(self, embed, tokens, dx, embed_gradients, where):
     _, pull = jax.vjp(lambda embed: self._embed(embed, tokens, where), embed)
     return _add(embed_gradients, pull(dx)[0])
-
-
-def where(seed: int, iteration: int, unit: int, micro_batch: int | None) -> np.ndarray:
-  return np.array([seed, iteration, unit, micro_batch], np.int32)
 
 
 def _compile(function, *shapes, donate=()):

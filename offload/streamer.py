@@ -9,13 +9,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from offload.actions import Actions, Batches
+from offload.actions import Actions, Batch, Batches
 from offload.arrays import Arrays, HostSlots, host_specs
 from offload.buffers import aligned
 from offload.executor import Executor, Span
 from offload.layout import Layout
 from offload.probe import probe
-from offload.programs import Model, Programs, where
+from offload.programs import Model, Programs, Where
 from offload.resident import Resident
 from offload.store import Store
 from offload.transport import TRANSPORTS
@@ -116,21 +116,25 @@ class Streamer:
     moved = {link: dict(kinds) for link, kinds in actions.moved.items()}
     return Result(losses, np.diff(ends).tolist(), moved, executor.spans)
 
-  def evaluate(self, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
+  def evaluate(self, batches: Iterable[Batch]) -> float:
     """Mean loss in nats per token; every unit is loaded once for all batches together.
 
     Batches have the shape that the programs were compiled for.
     """
-    batches, at = list(batches), where(self._settings.seed, 0, 0, 0)
+    batches = list(batches)
+    at = [Where.of(self._settings.seed, 0, 0, 0, batch.positions) for batch in batches]
     resident, last = self._resident.parameters, self._model.units - 1
-    xs = [self._programs.embed(resident["embed"], inputs, at) for inputs, _ in batches]
+    both = list(zip(batches, at, strict=True))
+    xs = [self._programs.embed(resident["embed"], batch.inputs, w) for batch, w in both]
     for u in range(last):
       unit = self.unit_parameters(u)
-      xs = [self._programs.forward(unit, x, at) for x in xs]
+      xs = [self._programs.forward(unit, x, w) for x, w in zip(xs, at, strict=True)]
     unit, head = self.unit_parameters(last), self._programs.head_part(resident)
-    pairs = zip(xs, batches, strict=True)
-    losses = [float(self._programs.loss(unit, head, x, targets, at)) for x, (_, targets) in pairs]
-    return sum(losses) / sum(int((targets >= 0).sum()) for _, targets in batches)
+    losses = [
+      float(self._programs.loss(unit, head, x, batch.targets, w))
+      for x, (batch, w) in zip(xs, both, strict=True)
+    ]
+    return sum(losses) / sum(int((batch.targets >= 0).sum()) for batch in batches)
 
   def probe(self) -> Profile:
     """What this run's computations and transfers take on this machine, measured one at a time."""

@@ -12,8 +12,9 @@ import pytest
 from models.config import ModelConfig
 from models.transformer import Transformer
 from offload import optimizers
+from offload.actions import Batch
 from offload.layout import Layout
-from offload.programs import Programs, Shape, where
+from offload.programs import Programs, Shape, Where
 from offload.sizes import sizes_of
 from offload.streamer import Result, Settings, Streamer
 from offload.update import Updater
@@ -49,12 +50,14 @@ def _compile_each_program_once(tmp_path_factory):
     jax.config.update(name, value)
 
 
-def batches(iteration: int, micro_batch: int) -> tuple[np.ndarray, np.ndarray]:
+def batches(iteration: int, micro_batch: int) -> Batch:
   """Random tokens; one target in ten is left out, so that micro-batches weigh differently."""
   rng = np.random.default_rng([iteration, micro_batch])
   tokens = rng.integers(0, 64, (SHAPE.sequences, SHAPE.tokens + 1)).astype(np.int32)
   targets = np.where(rng.random(tokens[:, 1:].shape) < 0.1, -1, tokens[:, 1:]).astype(np.int32)
-  return tokens[:, :-1], targets
+  skip = rng.integers(0, 30)  # positions need not be consecutive
+  positions = np.arange(SHAPE.tokens, dtype=np.int32) + skip * (np.arange(SHAPE.tokens) > 9)
+  return Batch(tokens[:, :-1], targets, np.stack([positions] * 2).astype(np.int32))
 
 
 def optimizer():
@@ -188,10 +191,10 @@ class _Reference:
   def iteration(self, k: int) -> float:
     p, last = self.p, self.model.units - 1
     data = [batches(k, m) for m in range(self.m)]
-    weight = float(sum((targets >= 0).sum() for _, targets in data))
-    at = lambda u, m: where(0, k, u, m)
+    weight = float(sum((targets >= 0).sum() for _, targets, _ in data))
+    at = lambda u, m: Where.of(0, k, u, m, data[m].positions)
     embed, head = self.resident["embed"], p.head_part(self.resident)
-    inputs = [[p.embed(embed, tokens, at(0, m)) for m, (tokens, _) in enumerate(data)]]
+    inputs = [[p.embed(embed, tokens, at(0, m)) for m, (tokens, _, _) in enumerate(data)]]
     for u in range(last):
       inputs.append([p.forward(self.units[u], x, at(u, m)) for m, x in enumerate(inputs[u])])
     dys: list[Any] = [None] * self.m
