@@ -23,7 +23,7 @@ from absl import app, flags
 FLAGS = flags.FLAGS
 
 flags.DEFINE_string("workdir", None, "Folder of this run's files (runs/<program> if not given).")
-flags.DEFINE_integer("seed", 0, "Seed of everything random.", lower_bound=0)
+flags.DEFINE_integer("seed", 0, "Seed of everything random.", lower_bound=0, upper_bound=2**31 - 1)
 flags.disclaim_key_flags()  # what DEFINE_size defines belongs to its caller
 
 _UNITS = {

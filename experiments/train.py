@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import math
 import pathlib
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +32,7 @@ from offload.budget import budgets
 from offload.layout import Layout
 from offload.programs import Programs, Shape
 from offload.sizes import sizes_of
-from offload.store import check_vacant
+from offload.store import Store, check_vacant
 from offload.streamer import Settings, Streamer
 from offload.transport import TRANSPORTS
 from offload.update import Updater
@@ -39,7 +40,8 @@ from schedules import registry
 from schedules.check import check_schedule
 from schedules.placement import Budgets, place
 from schedules.pools import Sizes
-from schedules.steps import Work
+from schedules.replay import check_derived
+from schedules.steps import Tier, Work
 
 FLAGS = flags.FLAGS
 _positive = functools.partial(flags.DEFINE_integer, lower_bound=1)
@@ -123,10 +125,9 @@ def check() -> Plan:
   layout = Layout.of(unit, FLAGS.delayed_fraction)
   work = Work(model.units, FLAGS.micro_batches, layout.parts)
   check_schedule(schedule, work)
-  workdir = check_workdir(program.workdir(), "train")
-  store = pathlib.Path(FLAGS.store or workdir / "store")
-  check_vacant(store)
-  checkpoint.check_vacant(workdir / "checkpoint")
+  if not math.isfinite(FLAGS.learning_rate + FLAGS.weight_decay):
+    raise ValueError("--learning_rate and --weight_decay must be finite numbers.")
+  workdir, store = _folders()
   corpus = data.load_corpus(FLAGS.data)
   for part in (corpus.train, corpus.heldout):
     data.check_length(part, FLAGS.sequence_length)
@@ -140,9 +141,12 @@ def check() -> Plan:
   sizes = sizes_of(model, layout, shape, len(Updater(optimizer, model.dtype).names))
   limits = budgets(FLAGS.host_memory_budget, FLAGS.device_memory_budget)
   pools = place(schedule, work, sizes, limits, model.dtype == jnp.float32)
+  check_derived(schedule, work, pools)
+  if not FLAGS.dry_run:
+    _check_disk(store, pools.peak_bytes(work, sizes)[Tier.SSD])
   settings = Settings(
     *(schedule, work, pools, optimizer, FLAGS.seed),
-    *(FLAGS.transport, FLAGS.overlap, FLAGS.direct_io),
+    *(FLAGS.transport, FLAGS.overlap),
   )
   return Plan(model, layout, sizes, shape, limits, settings, corpus, workdir, store)
 
@@ -155,20 +159,23 @@ def main(plan: Plan) -> None:
   plan = _beside(programs, plan)
   print(train_report.describe(plan.settings, plan.sizes, FLAGS.iterations), flush=True)
   log = RunLog.start(plan.workdir, "train")
+  bigram_bits = data.bigram_bits(plan.corpus)
+  with program.mistakes():
+    store = Store(plan.store, {"format": 1, "units": plan.model.units}, direct_io=FLAGS.direct_io)
   streamer = Streamer(
     *(plan.model, plan.layout, programs, plan.settings),
     plan.batch,
-    plan.store,
+    store,
   )
   profile = streamer.probe()
   with tqdm(total=FLAGS.iterations, unit="it", desc=FLAGS.schedule, disable=None) as bar:
     result = streamer.run(0, FLAGS.iterations, _progress(log, bar))
   bits = _heldout_bits(plan, streamer)
   checkpoint.save(plan.workdir / "checkpoint", plan.model.config, _parameters(plan, streamer))
-  peaks = streamer.peak_bytes | {"device": programs.temporary_bytes}
+  peaks = streamer.peak_bytes | {"device": programs.reserved_bytes}
   summary = train_report.summary(plan.settings, plan.sizes, profile, result, peaks, _tokens())
   summary["heldout_bits_per_byte"] = bits
-  summary["bigram_bits_per_byte"] = data.bigram_bits(plan.corpus)
+  summary["bigram_bits_per_byte"] = bigram_bits
   train_report.write_timeline(plan.workdir / "timeline.json", result.spans)
   streamer.close()
   print(train_report.queues_table(summary))
@@ -184,13 +191,38 @@ def _tokens() -> int:
   return FLAGS.micro_batches * FLAGS.micro_batch_size * FLAGS.sequence_length
 
 
+def _folders() -> tuple[pathlib.Path, pathlib.Path]:
+  """The work folder and the store's; a dry run leaves both alone, so they may be anything."""
+  workdir = pathlib.Path(program.workdir())
+  store = pathlib.Path(FLAGS.store or workdir / "store")
+  if FLAGS.dry_run:
+    return workdir, store
+  if workdir.absolute().is_relative_to(store.absolute()):
+    raise ValueError(f"--store={store} holds --workdir={workdir}: name a folder of its own.")
+  check_workdir(workdir, "train")
+  check_vacant(store)
+  checkpoint.check_vacant(workdir / "checkpoint")
+  return workdir, store
+
+
+def _check_disk(store: pathlib.Path, needed: int) -> None:
+  there = next(folder for folder in (store, *store.absolute().parents) if folder.is_dir())
+  free = shutil.disk_usage(there).free
+  if needed > free:
+    raise ValueError(
+      f"--store={store} has {free} bytes free, and the run may take {needed}: free some, name a "
+      "folder on a larger disk, or raise --host_memory_budget."
+    )
+
+
 def _beside(programs: Programs, plan: Plan) -> Plan:
-  """The plan, placed anew with room on the device for what the compiled programs need."""
+  """The plan, placed anew with room on the device for what the compiled programs need: their own
+  memory, and the first unit's input and its gradient, which no pool holds."""
   settings = plan.settings
   with program.mistakes():
     pools = place(
       *(settings.schedule, settings.work, plan.sizes, plan.limits),
-      *(settings.pools.master_is_parameter, programs.temporary_bytes),
+      *(settings.pools.master_is_parameter, programs.reserved_bytes),
     )
   return dataclasses.replace(plan, settings=dataclasses.replace(settings, pools=pools))
 

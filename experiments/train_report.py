@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-from collections import defaultdict
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from schedules.pools import Sizes
 from schedules.residency import derive
 from schedules.simulate import Profile, busy_seconds, simulate
 from schedules.steps import RESIDENT_UNIT, Kind, Queue, Step, Tier
-from schedules.traffic import LINKS, count, totals
+from schedules.traffic import LINKS, count, of_run, totals
 
 _NAMES = {
   Queue.SSD_READ: "ssd_read",
@@ -23,19 +22,12 @@ _NAMES = {
   Queue.HOST_TO_DEVICE: "host_to_device",
   Queue.DEVICE_TO_HOST: "device_to_host",
 }
-_TIMELINE_ITERATIONS = 4  # enough to see the steady state; a trace of all would not open
 
 
 def steps_of(settings: Settings, first: int, number: int) -> list[Step]:
   """The derived list of some iterations, from a cold start."""
   batches = iterations(settings.schedule, settings.work, first, number)
   return list(derive(batches, settings.work, settings.pools))
-
-
-def predicted_bytes(settings: Settings, sizes: Sizes, number: int) -> dict[str, int]:
-  """Bytes per link of a whole run, from the derived list."""
-  batches = iterations(settings.schedule, settings.work, 0, number)
-  return _by_link(totals(count(derive(batches, settings.work, settings.pools), sizes)))
 
 
 def describe(settings: Settings, sizes: Sizes, number: int) -> str:
@@ -70,6 +62,7 @@ def summary(
   those of an iteration.
   """
   work = settings.work
+  predicted = of_run(settings.schedule, work, settings.pools, sizes, len(result.losses))
   device = settings.pools.peak_bytes(work, sizes)[Tier.DEVICE] + peaks["device"]
   seconds, bound = predicted_seconds(settings, sizes, profile)
   return {
@@ -77,14 +70,14 @@ def summary(
     "seconds_per_iteration": result.seconds,
     "tokens_per_second": tokens * len(result.seconds) / sum(result.seconds),
     "bytes": _by_link({link: sum(result.moved[link].values()) for link in LINKS}),
-    "predicted_bytes": predicted_bytes(settings, sizes, len(result.losses)),
+    "predicted_bytes": _by_link(totals(predicted)),
     "bytes_by_kind": {_NAMES[link]: dict(kinds) for link, kinds in result.moved.items()},
     "predicted_seconds_per_iteration": seconds,
     "bound_seconds_per_iteration": bound,
     "peak_bytes": {**peaks, "device": device},
     "optimizer_state_bytes": sizes.whole(Kind.STATES) * work.units,
     "homes": dict(settings.pools.homes),
-    "busy_seconds": _busy(result.spans),
+    "busy_seconds": {str(queue): seconds for queue, seconds in result.busy.items()},
   }
 
 
@@ -137,16 +130,8 @@ def write_timeline(path: pathlib.Path, spans: list[Span]) -> None:
       "tid": rows[span.queue],
     }
     for span in spans
-    if span.iteration < _TIMELINE_ITERATIONS
   ]
   path.write_text(json.dumps({"traceEvents": events}) + "\n")
-
-
-def _busy(spans: list[Span]) -> dict[str, float]:
-  busy: dict[str, float] = defaultdict(float, dict.fromkeys(map(str, Queue), 0.0))
-  for span in spans:
-    busy[str(span.queue)] += span.stop - span.start
-  return dict(busy)
 
 
 def _by_link(moved: dict[Queue, int]) -> dict[str, int]:

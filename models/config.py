@@ -92,9 +92,7 @@ PRESETS = {
   # GPT-65B and GPT-175B of arXiv 2512.17570: 12 * layers * width^2 gives the names.
   "gpt-65b": _gpt(layers=80, width=8192, heads=64, vocabulary=50_257, context=2048),
   "gpt-175b": _gpt(layers=96, width=12_288, heads=96, vocabulary=50_257, context=2048),
-  "llama-3-8b": ModelConfig(
-    "llama", 32, 4096, 32, 8, 128, 14_336, 128_256, 8192, rope_theta=5e5
-  ),
+  "llama-3-8b": ModelConfig("llama", 32, 4096, 32, 8, 128, 14_336, 128_256, 8192, rope_theta=5e5),
   "qwen3-4b": ModelConfig(
     "llama", 36, 2560, 32, 8, 128, 9728, 151_936, 40_960, tied_embeddings=True, **_QWEN3
   ),

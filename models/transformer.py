@@ -44,9 +44,9 @@ class Embed(nn.Module):
     table = nn.Embed(c.vocabulary, c.width, dtype=self.dtype, param_dtype=self.dtype, name="tokens")
     x = table(tokens)
     if c.family == "gpt":
-      x += nn.Embed(
-        c.context, c.width, dtype=self.dtype, param_dtype=self.dtype, name="positions"
-      )(positions)
+      x += nn.Embed(c.context, c.width, dtype=self.dtype, param_dtype=self.dtype, name="positions")(
+        positions
+      )
     return x
 
 
@@ -129,12 +129,12 @@ class Transformer:
 
   def embed(self, resident: Parameters, tokens: Tokens, context: Context) -> Activations:
     """Tokens to the first unit's input."""
-    module = Embed(self.config, self.dtype)
-    return module.apply({"params": resident["embed"]}, tokens, context.positions)
+    apply: Any = Embed(self.config, self.dtype).apply  # Flax's may return variables too
+    return apply({"params": resident["embed"]}, tokens, context.positions)
 
   def block(self, unit: Parameters, x: Activations, context: Context) -> Activations:
     """One unit over whole sequences, causal."""
-    apply = Block(self.config).apply
+    apply: Any = Block(self.config).apply
     return apply({"params": unit}, x, context.positions, causal_attention, context.key)[0]
 
   def block_attending(
@@ -145,7 +145,8 @@ class Transformer:
 
   def logits(self, resident: Parameters, x: Activations) -> Logits:
     """The last unit's output to logits, in float32."""
-    return Head(self.config).apply({"params": resident["head"]}, x, self._table(resident))
+    apply: Any = Head(self.config).apply
+    return apply({"params": resident["head"]}, x, self._table(resident))
 
   def loss(
     self, resident: Parameters, x: Activations, targets: Tokens, context: Context

@@ -1,5 +1,6 @@
 """What each step of a derived list does to arrays."""
 
+import functools
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -52,7 +53,9 @@ class Actions:
   ):
     self._work, self._layout, self._programs, self._updater = work, layout, programs, updater
     self._resident, self._transport, self._host, self._arrays = resident, transport, host, arrays
-    self._batches, self._seed = batches, seed
+    # A micro-batch is asked for by every unit, in both passes.
+    self._batches = functools.lru_cache(2 * work.micro_batches)(batches)
+    self._seed = seed
     self._device: dict[tuple[Kind, int | None], Any] = {}
     self._weights: dict[int, float] = {}
     self.losses: dict[int, dict[int | None, float]] = defaultdict(dict)
@@ -60,6 +63,9 @@ class Actions:
 
   def perform(self, step: Step) -> None:
     """Returns when the step's effects are complete."""
+    for access in step.accesses:
+      if access.tier is Tier.DEVICE and access.mode is Mode.WRITE:
+        self._device.pop(_key(access), None)  # frees what was there before its successor is made
     if step.computation is not None:
       self._compute(step)
       return

@@ -54,8 +54,15 @@ class Arrays:
   def bytes(self) -> int:
     return self._store.bytes
 
-  def remove(self) -> None:
-    self._store.remove()
+  def remove(self, item: Object, parts: tuple[Part, ...]) -> None:
+    """Removes an object's arrays from the disk."""
+    for name in self._pieces(item, parts, np.zeros((len(self._states), 0))):
+      self._store.remove(name)
+      self._made.discard(name)
+
+  def close(self) -> None:
+    """Removes the store."""
+    self._store.close()
 
   def _pieces(
     self, item: Object, parts: tuple[Part, ...], buffer: np.ndarray
@@ -80,8 +87,8 @@ class HostSlots:
 
   def __getitem__(self, access: Access) -> np.ndarray:
     key = (access.object.kind, access.slot)
-    if key not in self._arrays:
-      self._arrays[key] = self.spare(access.object.kind)
+    if key not in self._arrays:  # two queues may come at once, for different parts
+      self._arrays.setdefault(key, self.spare(access.object.kind))
     return self._arrays[key]
 
   def spare(self, kind: Kind) -> np.ndarray:

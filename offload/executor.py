@@ -33,14 +33,18 @@ class Executor:
   With `overlap=False` a single worker takes the steps strictly in list order.
 
   Attributes:
-    spans: the steps that ran, in the order in which they ended.
+    spans: the steps that ran in the first iterations, in the order in which they ended.
+    busy: seconds of work of each queue, over all iterations.
   """
 
-  def __init__(self, perform: Callable[[Step], None], *, overlap: bool = True):
-    self._perform = perform
+  def __init__(self, perform: Callable[[Step], None], *, overlap: bool = True, noted: int = 4):
+    """`noted` iterations leave their spans; those of a long run would not fit in memory."""
+    self._perform, self._noted = perform, noted
     self._overlap = overlap
     self._began = time.perf_counter()
+    self._first: int | None = None
     self.spans: list[Span] = []
+    self.busy = dict.fromkeys(Queue, 0.0)
 
   def run(self, steps: Iterable[Step], done: Callable[[Step], None] = lambda step: None) -> None:
     """Returns when every step has run; `done` is called after each, one call at a time.
@@ -61,6 +65,8 @@ class Executor:
     try:
       for step in steps:
         run.add(step)
+    except BaseException as error:  # an interrupt, say: no step is begun any more
+      run.fail(error)
     finally:
       run.close()
       for worker in workers:
@@ -75,15 +81,19 @@ class Executor:
       error.add_note(f"In step: {step}.")
       raise
     stop = time.perf_counter() - self._began
-    self.spans.append(Span(step.queue, str(step), step.iteration, start, stop))
+    self.busy[step.queue] += stop - start
+    self._first = step.iteration if self._first is None else self._first
+    if step.iteration < self._first + self._noted:
+      self.spans.append(Span(step.queue, str(step), step.iteration, start, stop))
 
 
 class _Run:
-  """The state that the workers share; one lock guards all of it."""
+  """The state that the workers share; one lock guards all of it, another keeps calls of `done`
+  apart."""
 
   def __init__(self, perform: Callable[[Step], None], done: Callable[[Step], None]):
     self._perform, self._done = perform, done
-    self._lock = threading.Lock()
+    self._lock, self._telling = threading.Lock(), threading.Lock()
     self._room = threading.Condition(self._lock)
     self._ready_or_over = {queue: threading.Condition(self._lock) for queue in Queue}
     self._ready: dict[Queue, list[int]] = {queue: [] for queue in Queue}
@@ -115,8 +125,10 @@ class _Run:
     while (step := self._next(queue)) is not None:
       try:
         self._perform(step)
+        with self._telling:
+          self._done(step)
       except BaseException as error:
-        self._fail(error)
+        self.fail(error)
         return
       self._end(step)
 
@@ -138,12 +150,6 @@ class _Run:
 
   def _end(self, step: Step) -> None:
     with self._lock:
-      try:
-        self._done(step)
-      except BaseException as error:
-        self._error = self._error or error
-        self._wake_all()
-        return
       del self._steps[step.index], self._waits[step.index]
       for index in self._waiting.pop(step.index, ()):
         self._waits[index] -= 1
@@ -153,7 +159,7 @@ class _Run:
       if self._closed and not self._steps:
         self._wake_all()
 
-  def _fail(self, error: BaseException) -> None:
+  def fail(self, error: BaseException) -> None:
     with self._lock:
       self._error = self._error or error
       self._wake_all()

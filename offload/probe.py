@@ -29,7 +29,7 @@ def probe(
 ) -> Profile:
   """A profile from the median of a few calls each, on buffers of the run's own sizes.
 
-  What it writes to SSD is a probe's own array, removed with the store.
+  What it writes to SSD are arrays of its own, which it removes.
   """
   vectors = {kind: host.spare(kind) for kind in (Kind.PARAMETERS, Kind.STATES, Kind.GRADIENTS)}
   views = layout.views(vectors[Kind.PARAMETERS])
@@ -39,8 +39,10 @@ def probe(
   gradients = programs.unit_zeros()
   down = _seconds(lambda: transport.down(gradients, layout.views(vectors[Kind.GRADIENTS])))
   states, item = vectors[Kind.STATES], Object(Kind.STATES, -1)
+  states.fill(1e-3)
   write = _seconds(lambda: arrays.write(item, layout.parts, states))
   read = _seconds(lambda: arrays.read(item, layout.parts, states))
+  arrays.remove(item, layout.parts)
   update = _seconds(lambda: updater.apply(0, *vectors.values(), decayed=layout.decayed))
   bytes_of = lambda tree: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
   rates = {
@@ -50,7 +52,7 @@ def probe(
     Queue.SSD_WRITE: states.nbytes / write,
     Queue.HOST_UPDATE: states.nbytes / update,
   }
-  return Profile(*device, 0.0, rates)
+  return Profile(*device, rates)
 
 
 def _device_seconds(programs: Programs, resident: Any, unit: Any) -> tuple[float, float, float]:

@@ -5,7 +5,7 @@ on these being the same executables.
 """
 
 import dataclasses
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +70,7 @@ class Programs:
   loss_backward(unit, head, x, targets, scale, gradients, head_gradients, where)
       -> (loss, dx, gradients, head_gradients)
   embed_backward(embed, tokens, dx, embed_gradients, where) -> embed_gradients
-  loss(unit, head, x, targets, where) -> loss
+  infer(unit, x, where) -> y, and loss(unit, head, x, targets, where) -> loss: nothing is dropped
 
   `loss` is summed over tokens; gradients are those of loss * scale, summed in float32.
   """
@@ -82,7 +82,8 @@ class Programs:
     embed, head = resident["embed"], self.head_part(resident)
     b, t = shape.sequences, shape.tokens
     tokens = jax.ShapeDtypeStruct((b, t), jnp.int32)
-    where = Where(jax.ShapeDtypeStruct((4,), jnp.int32), tokens)
+    numbers: Any = jax.ShapeDtypeStruct((4,), jnp.int32)
+    where = Where(numbers, cast(Any, tokens))
     x = jax.eval_shape(self._embed, embed, tokens, where)
     self.boundary = x
     gradients = _float32(unit)
@@ -98,16 +99,19 @@ class Programs:
     self.embed_backward = _compile(
       self._embed_backward, embed, tokens, x, embed_gradients, where, donate=(3,)
     )
+    self.infer = _compile(self._infer, unit, x, where)
     self.loss = _compile(self._loss, unit, head, x, tokens, where)
     self.unit_zeros = _zeros(gradients)
     self.head_zeros, self.embed_zeros = _zeros(head_gradients), _zeros(embed_gradients)
 
   @property
-  def temporary_bytes(self) -> int:
-    """Device memory that the largest program takes beside its arguments and results."""
+  def reserved_bytes(self) -> int:
+    """Device memory beside the pools: what the largest program takes for itself, and the first
+    unit's input and its gradient, which are made where they are used."""
     programs = (self.forward, self.backward, self.loss_backward, self.embed_backward)
     sizes = [program.memory_analysis() for program in programs]
-    return max(size.temp_size_in_bytes if size is not None else 0 for size in sizes)
+    largest = max(size.temp_size_in_bytes if size is not None else 0 for size in sizes)
+    return largest + 2 * self.boundary.size * self.boundary.dtype.itemsize
 
   def head_part(self, resident: Tree) -> Tree:
     """What of the resident parameters the loss reads."""
@@ -130,12 +134,19 @@ class Programs:
     d_unit, dx = pull(dy)
     return dx, _add(gradients, d_unit)
 
+  def _infer(self, unit, x, where):
+    return self._model.block(unit, x, self._model.context(where.positions, None))
+
   def _loss(self, unit, head, x, targets, where):
-    context = self._context(where)
-    return self._model.loss(head, self._model.block(unit, x, context), targets, context)[0]
+    return self._head_loss(head, self._infer(unit, x, where), targets, where)
+
+  def _head_loss(self, head, y, targets, where):
+    return self._model.loss(head, y, targets, self._model.context(where.positions, None))[0]
 
   def _loss_backward(self, unit, head, x, targets, scale, gradients, head_gradients, where):
-    loss_of = lambda unit, head, x: self._loss(unit, head, x, targets, where)
+    def loss_of(unit, head, x):
+      return self._head_loss(head, self._forward(unit, x, where), targets, where)
+
     loss, pull = jax.vjp(loss_of, unit, head, x)
     d_unit, d_head, dx = pull(scale)
     return loss, dx, _add(gradients, d_unit), _add(head_gradients, d_head)

@@ -47,6 +47,7 @@ class Store:
     chunk = max(1, min(elements, _CHUNK_BYTES // dtype.itemsize))
     spec = {
       "driver": "zarr3",
+      "store_data_equal_to_fill_value": True,  # zeros take their bytes like any other values
       "kvstore": {"driver": "file", "path": f"{self.folder / name}/"},
       "metadata": {
         "shape": [elements],
@@ -85,16 +86,28 @@ class Store:
     """Bytes of all arrays, written or not."""
     return sum(self._spans.values())
 
-  def remove(self) -> None:
-    """Removes what the store created: its arrays and its manifest, nothing else."""
-    for array in self._arrays.values():
-      assert array.kvstore is not None
-      array.kvstore.delete_range(ts.KvStore.KeyRange()).result()
-    self._arrays.clear()
+  def remove(self, name: str) -> None:
+    """Removes one array and the folders that it leaves empty."""
+    files = self._arrays.pop(name).kvstore
+    del self._spans[name]
+    assert files is not None
+    files.delete_range(ts.KvStore.KeyRange()).result()
+    for folder in sorted((self.folder / name).glob("**/"), reverse=True):
+      _remove_if_empty(folder)
+    for folder in (self.folder / name).relative_to(self.folder).parents:
+      _remove_if_empty(self.folder / folder)
+
+  def close(self) -> None:
+    """Removes what the store created, nothing else: its arrays, its manifest, its folder."""
     (self.folder / _MANIFEST).unlink(missing_ok=True)
-    for folder in sorted(self.folder.glob("**/"), reverse=True):
-      if not any(folder.iterdir()):
-        folder.rmdir()
+    for name in list(self._arrays):
+      self.remove(name)
+    _remove_if_empty(self.folder)
+
+
+def _remove_if_empty(folder: pathlib.Path) -> None:
+  if folder.is_dir() and not any(folder.iterdir()):
+    folder.rmdir()
 
 
 def check_vacant(folder: pathlib.Path) -> None:

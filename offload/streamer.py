@@ -1,7 +1,6 @@
 """Trains a model whose units stream through memory under a schedule."""
 
 import dataclasses
-import pathlib
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -39,7 +38,6 @@ class Settings:
   seed: int = 0
   transport: str = "copy"
   overlap: bool = True
-  direct_io: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,19 +48,21 @@ class Result:
     losses: nats per token of each iteration, over all its micro-batches.
     seconds: wall time of each iteration, from the end of one to the end of the next.
     moved: bytes by link and kind, counted as they moved.
-    spans: every step that ran, in seconds since the run began.
+    spans: the steps of the first iterations, in seconds since the run began.
+    busy: seconds of work of each queue.
   """
 
   losses: list[float]
   seconds: list[float]
   moved: dict[Queue, dict[Kind, int]]
   spans: list[Span]
+  busy: dict[Queue, float]
 
 
 class Streamer:
   """A model in training: its parameters and states on their tiers, and what moves them.
 
-  Construction creates the store and writes the initial values, unit by unit:
+  Construction writes the initial values into the store, unit by unit:
   a model that does not fit in memory is never whole there.
   """
 
@@ -73,7 +73,7 @@ class Streamer:
     programs: Programs,
     settings: Settings,
     batches: Batches,
-    store: pathlib.Path,
+    store: Store,
   ):
     self._model, self._layout, self._settings, self._batches = model, layout, settings, batches
     self._programs = programs
@@ -81,8 +81,7 @@ class Streamer:
     names = self._updater.names
     self._transport = TRANSPORTS[settings.transport]()
     self._host = HostSlots(host_specs(layout, self._programs.boundary, names, model.dtype))
-    store_of_run = Store(store, {"format": 1, "units": model.units}, direct_io=settings.direct_io)
-    self._arrays = Arrays(store_of_run, layout, names)
+    self._arrays = Arrays(store, layout, names)
     self._resident = self._initialise(jax.random.key(settings.seed))
 
   @property
@@ -94,6 +93,8 @@ class Streamer:
     self, first: int, count: int, on_iteration: Callable[[int, float], None] = lambda i, loss: None
   ) -> Result:
     """Trains iterations `first` to `first + count - 1`; nothing is left pending at the end.
+
+    The first run begins with iteration 0, each further one where the one before has ended.
 
     `on_iteration` is told each iteration's number and its loss when its backward pass is over.
     """
@@ -114,10 +115,10 @@ class Streamer:
     executor.run(derive(iterations(s.schedule, s.work, first, count), s.work, s.pools), done)
     ends[-1] = time.perf_counter()  # the last iteration ends when its last write has landed
     moved = {link: dict(kinds) for link, kinds in actions.moved.items()}
-    return Result(losses, np.diff(ends).tolist(), moved, executor.spans)
+    return Result(losses, np.diff(ends).tolist(), moved, executor.spans, executor.busy)
 
   def evaluate(self, batches: Iterable[Batch]) -> float:
-    """Mean loss in nats per token; every unit is loaded once for all batches together.
+    """Mean loss in nats per token, nothing dropped; each unit is loaded once for all batches.
 
     Batches have the shape that the programs were compiled for.
     """
@@ -127,9 +128,9 @@ class Streamer:
     both = list(zip(batches, at, strict=True))
     xs = [self._programs.embed(resident["embed"], batch.inputs, w) for batch, w in both]
     for u in range(last):
-      unit = self.unit_parameters(u)
-      xs = [self._programs.forward(unit, x, w) for x, w in zip(xs, at, strict=True)]
-    unit, head = self.unit_parameters(last), self._programs.head_part(resident)
+      unit = self._transport.up(self.unit_parameters(u))
+      xs = [self._programs.infer(unit, x, w) for x, w in zip(xs, at, strict=True)]
+    unit, head = self._transport.up(self.unit_parameters(last)), self._programs.head_part(resident)
     losses = [
       float(self._programs.loss(unit, head, x, batch.targets, w))
       for x, (batch, w) in zip(xs, both, strict=True)
@@ -144,8 +145,8 @@ class Streamer:
     )
 
   def unit_parameters(self, unit: int) -> Any:
-    """One unit's parameters on the device."""
-    return self._transport.up(self._layout.views(self._stored(Kind.PARAMETERS, unit)))
+    """One unit's parameters in host memory."""
+    return self._layout.views(self._stored(Kind.PARAMETERS, unit))
 
   def unit_states(self, unit: int) -> dict[str, np.ndarray]:
     """One unit's optimizer vectors by name, flat, as the layout has them."""
@@ -156,8 +157,8 @@ class Streamer:
     return self._resident.parameters
 
   def close(self) -> None:
-    """Removes the store, which belongs to this run."""
-    self._arrays.remove()
+    """Removes the store: it belongs to this run alone."""
+    self._arrays.close()
 
   def _initialise(self, key: jax.Array) -> Resident:
     model, layout = self._model, self._layout

@@ -4,6 +4,7 @@
 compiled program of its own. Both return when the copy is complete, so that its source may change.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
@@ -39,7 +40,7 @@ class Callback:
   def __init__(self):
     self._programs: dict[Any, Callable] = {}
     self._views: dict[int, Any] = {}  # what the callbacks at work read or fill, by ticket
-    self._tickets = 0
+    self._tickets = itertools.count()
 
   def up(self, views: Any) -> Any:
     shapes = jax.tree.map(lambda view: jax.ShapeDtypeStruct(view.shape, view.dtype), views)
@@ -52,8 +53,7 @@ class Callback:
   def _call(self, key: Any, make: Callable[[], Callable], views: Any, *arrays: Any) -> Any:
     if key not in self._programs:
       self._programs[key] = make()
-    self._tickets += 1
-    ticket = np.int32(self._tickets % 2**31)
+    ticket = np.int32(next(self._tickets))
     self._views[int(ticket)] = views
     try:
       return jax.block_until_ready(self._programs[key](ticket, *arrays))

@@ -45,13 +45,13 @@ class Updater:
     state = jax.eval_shape(optimizer.decayed.init, jax.ShapeDtypeStruct((block,), jnp.float32))
     paths, self._treedef = jax.tree.flatten_with_path(state)
     self._is_vector = [_is_vector(path, leaf, block) for path, leaf in paths]
-    self.names = [
-      _name(path) for (path, _), vector in zip(paths, self._is_vector, strict=True) if vector
-    ]
+    kept = zip(paths, self._is_vector, strict=True)
+    self.names = _distinct([_name(path) for (path, _), vector in kept if vector])
     self.has_master = self._dtype != np.float32
     if self.has_master:
       self.names.append(MASTER)
-    _refuse_unless_elementwise(optimizer.decayed)
+    for rule in (optimizer.decayed, optimizer.plain):
+      _refuse_unless_elementwise(rule)
     self._programs = [self._compile(t) for t in (optimizer.decayed, optimizer.plain)]
     self._initial = jax.jit(optimizer.decayed.init)
     self._scalars: dict[int, list[Any]] = {}  # before the step of an iteration
@@ -138,6 +138,11 @@ def _name(path: Any) -> str:
   return str(path[-1]).lstrip(".") if path else "state"
 
 
+def _distinct(names: list[str]) -> list[str]:
+  """Numbers the names that come more than once: an array on disk has one name."""
+  return [f"{n}_{names[:i].count(n)}" if names.count(n) > 1 else n for i, n in enumerate(names)]
+
+
 def _is_vector(path: Any, leaf: Any, block: int) -> bool:
   if leaf.shape not in ((), (block,)):
     raise ValueError(
@@ -148,17 +153,25 @@ def _is_vector(path: Any, leaf: Any, block: int) -> bool:
 
 
 def _refuse_unless_elementwise(transformation: optax.GradientTransformation) -> None:
-  """Perturbs one gradient of a small matrix: no other element's update may change."""
+  """Perturbs one gradient of a small matrix: no other element's updates may change.
+
+  Three steps at gradients small and large, so that clipping and warm-up from zero show too.
+  """
   parameters = jnp.linspace(0.5, 1.5, 12).reshape(3, 4)
-  gradients = jnp.linspace(-1.0, 2.0, 12).reshape(3, 4)
 
+  @jax.jit
   def updates(gradients):
-    state = transformation.init(parameters)
-    return jnp.asarray(transformation.update(gradients, state, parameters)[0])
+    state, out = transformation.init(parameters), []
+    for _ in range(3):
+      update, state = transformation.update(gradients, state, parameters)
+      out.append(jnp.asarray(update))
+    return jnp.stack(out)
 
-  changed = updates(gradients) != updates(gradients.at[1, 2].add(3.0))
-  if changed.sum() > changed[1, 2]:
-    raise ValueError(
-      "The optimizer's update of one element depends on other elements: only elementwise "
-      "optimizers (AdamW, Lion, SGD, ...) can be applied to slices."
-    )
+  for scale in (1e-3, 1.0, 1e4):
+    gradients = scale * jnp.linspace(-1.0, 2.0, 12).reshape(3, 4)
+    changed = updates(gradients) != updates(gradients.at[1, 2].add(3.0 * scale))
+    if changed.sum() > changed[:, 1, 2].sum():
+      raise ValueError(
+        "The optimizer's update of one element depends on other elements: only elementwise "
+        "optimizers (AdamW, Lion, SGD, ...) can be applied to slices."
+      )

@@ -28,12 +28,14 @@ def check_schedule(schedule: Schedule, work: Work) -> None:
   """
   try:
     batches = list(iterations(schedule, work, 0, _ITERATIONS))
-  except (TypeError, AttributeError) as error:
+    check_order(batches, work)
+  except ScheduleError:
+    raise
+  except Exception as error:  # the schedule may be anybody's code
     raise ScheduleError(
-      f"The schedule yields something that is no computation ({error}): yield forward(u, m), "
+      f"The schedule fails with {type(error).__name__}: {error}. It has to yield forward(u, m), "
       "backward(u, m) and update(u, part) of schedules.steps."
     ) from error
-  check_order(batches, work)
 
 
 def check_order(batches: Iterable[list[Computation]], work: Work) -> None:
@@ -51,10 +53,12 @@ class _Order:
     self._forward: set[tuple[int, int]] = set()
     self._backward: dict[int, set[int]] = defaultdict(set)
     self._updated: set[tuple[int, Part]] = set()
+    self._resident_updated = False
     self._pending: set[int] = set()  # units whose delayed part still waits for its update
 
   def take(self, c: Computation) -> None:
     if c.unit == RESIDENT_UNIT:
+      self._take_resident(c)
       return
     self._within_range(c)
     if c.action is Action.UPDATE:
@@ -80,9 +84,16 @@ class _Order:
         raise ScheduleError(f"update(unit {u}) of iteration {iteration} is missing.")
     if Part.DELAYED in work.parts:
       self._pending = {u for u in range(work.units) if (u, Part.DELAYED) not in self._updated}
+    self._resident_updated = False
     self._forward.clear()
     self._backward.clear()
     self._updated.clear()
+
+  def _take_resident(self, c: Computation) -> None:
+    """`iterations` appends the one update; a schedule has no part in it."""
+    if c.action is not Action.UPDATE or self._resident_updated:
+      raise ScheduleError(f"{c}: the resident parameters are updated once, of themselves.")
+    self._resident_updated = True
 
   def _within_range(self, c: Computation) -> None:
     work = self._work

@@ -34,8 +34,10 @@ def find(name: str) -> Schedule:
     )
   try:
     found = getattr(importlib.import_module(module), attribute)
-  except (ImportError, AttributeError) as error:
-    raise ValueError(f"--schedule={name} cannot be imported: {error}.") from error
+  except Exception as error:  # importing runs anybody's code
+    raise ValueError(
+      f"--schedule={name} cannot be imported: {type(error).__name__}: {error}."
+    ) from error
   if not callable(found):
     raise ValueError(f"--schedule={name} is no function of Work to computations.")
   return cast(Schedule, found)

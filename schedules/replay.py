@@ -8,20 +8,34 @@ replay knows nothing of how the list was derived.
 from collections.abc import Iterable
 
 from schedules.check import ScheduleError
-from schedules.pools import Pools
-from schedules.residency import places
+from schedules.iterations import iterations
+from schedules.pools import PERSISTENT, Pools, objects
+from schedules.registry import Schedule
+from schedules.residency import derive, places
 from schedules.steps import (
   RESIDENT_UNIT,
   Access,
   Action,
   Computation,
   Kind,
+  Mode,
   Part,
   Step,
   Work,
 )
 
 Label = tuple
+
+
+def check_derived(schedule: Schedule, work: Work, pools: Pools) -> None:
+  """Derives three iterations and replays them.
+
+  Raises:
+    ScheduleError: names the step that would train wrongly.
+  """
+  replay = Replay(work, pools)
+  replay.run(derive(iterations(schedule, work, 0, 3), work, pools))
+  replay.finish(2)
 
 
 class Replay:
@@ -51,6 +65,21 @@ class Replay:
       if access.mode.writes:
         for place in places(access):
           self._held[place] = self._made(step.computation, access, place)
+
+  def finish(self, last: int) -> None:
+    """After iteration `last`: everything that outlives it is at home in its newest version.
+
+    Raises:
+      ScheduleError: names what is not.
+    """
+    for kind in (*PERSISTENT, Kind.RESIDENT):
+      for item in objects(kind, self._work):
+        parts = (Part.WHOLE,) if kind is Kind.RESIDENT else self._work.parts
+        home, slot = self._pools.home(item, self._work), self._pools.home_slot(item, self._work)
+        access = Access(home, item, Mode.READ, parts, slot)
+        for part, place in zip(parts, places(access), strict=True):
+          if self._held.get(place) != (item, part, last + 1):
+            raise ScheduleError(f"{item} at home on the {home} is not that of the last update.")
 
   def _look(self, step: Step, place: tuple, access: Access, part: Part) -> Label:
     item = access.object

@@ -17,13 +17,13 @@ from schedules.steps import RESIDENT_UNIT, Action, Kind, Queue, Step, Work
 class Profile:
   """What a machine takes for one run's computations and transfers.
 
-  `rates` are bytes per second of each link, and of the states that an update goes through.
+  The step of the resident parameters counts as nothing. `rates` are bytes per second of each link,
+  and of the states that an update goes through.
   """
 
   forward_seconds: float  # one unit, one micro-batch
   backward_seconds: float
   last_backward_seconds: float  # forward, loss and backward of the last unit
-  resident_seconds: float  # the embedding's and head's optimizer step
   rates: Mapping[Queue, float]
 
   def seconds(self, step: Step, work: Work, sizes: Sizes) -> float:
@@ -34,7 +34,7 @@ class Profile:
       return moved / self.rates[step.queue]
     if c.action is Action.UPDATE:
       if c.unit == RESIDENT_UNIT:
-        return self.resident_seconds
+        return 0.0
       return sizes.bytes[Kind.STATES, c.part] / self.rates[Queue.HOST_UPDATE]
     if c.action is Action.FORWARD:
       return self.forward_seconds

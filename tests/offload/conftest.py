@@ -16,6 +16,7 @@ from offload.actions import Batch
 from offload.layout import Layout
 from offload.programs import Programs, Shape, Where
 from offload.sizes import sizes_of
+from offload.store import Store
 from offload.streamer import Result, Settings, Streamer
 from offload.update import Updater
 from schedules.iterations import iterations
@@ -118,7 +119,7 @@ def train(tmp_path):
     streamer = Streamer(
       *(model, layout, Programs(model, layout, SHAPE)),
       Settings(order, work, pools, optimizer(), **settings),
-      *(batches, tmp_path / f"store{len(list(tmp_path.iterdir()))}"),
+      *(batches, Store(tmp_path / f"store{len(list(tmp_path.iterdir()))}", {})),
     )
     result = streamer.run(0, ITERATIONS)
     lists = derive(iterations(order, work, 0, ITERATIONS), work, pools)

@@ -35,13 +35,13 @@ def test_an_array_is_a_file_of_its_elements(tmp_path):
   assert json.loads((tmp_path / "s/store.json").read_text()) == {"format": 1}
 
 
-def test_remove_takes_only_what_the_store_made(tmp_path):
+def test_closing_takes_only_what_the_store_made(tmp_path):
   store = Store(tmp_path / "s", {})
   store.create("units/0/mu.now", 4, np.float32)
   store.write({"units/0/mu.now": np.zeros(4, np.float32)})
   foreign = tmp_path / "s/units/notes.txt"
   foreign.write_text("mine")
-  store.remove()
+  store.close()
   assert foreign.read_text() == "mine"
   assert [p for p in (tmp_path / "s").rglob("*") if p.is_file()] == [foreign]
 

@@ -72,6 +72,11 @@ def test_masters_keep_what_bfloat16_loses():
   np.testing.assert_array_equal(parameters, states[-1].astype(jnp.bfloat16))
 
 
+def test_states_of_one_name_are_kept_apart():
+  twice = optax.chain(optax.trace(0.9), optax.trace(0.5), optax.scale(-0.1))
+  assert Updater(Optimizer(twice, twice), np.float32, BLOCK).names == ["trace_0", "trace_1"]
+
+
 def normalised(rate):
   def update(gradients, state, parameters=None):
     norm = optax.tree.norm(gradients)
@@ -80,7 +85,10 @@ def normalised(rate):
   return optax.GradientTransformation(lambda parameters: optax.EmptyState(), update)
 
 
-@pytest.mark.parametrize("rule", [optax.lamb(0.1), optax.adafactor(0.1), normalised(0.1)])
+CLIPPED = optax.chain(optax.clip_by_global_norm(100.0), optax.sgd(optax.linear_schedule(0, 1, 2)))
+
+
+@pytest.mark.parametrize("rule", [optax.lamb(0.1), optax.adafactor(0.1), normalised(0.1), CLIPPED])
 def test_what_is_not_elementwise_is_refused(rule):
   with pytest.raises(ValueError, match="only elementwise optimizers"):
     Updater(Optimizer(rule, rule), np.float32, BLOCK)

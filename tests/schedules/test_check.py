@@ -7,7 +7,7 @@ import pytest
 from schedules import registry
 from schedules.check import ScheduleError, check_schedule
 from schedules.registry import SCHEDULES
-from schedules.steps import Action, Part, Work, backward, forward, update
+from schedules.steps import RESIDENT_UNIT, Action, Part, Work, backward, forward, update
 
 WORK = Work(3, 2, (Part.NOW, Part.DELAYED))
 
@@ -69,10 +69,19 @@ FAULTS = {
     ),
     r"forward\(unit 0, micro-batch 0\) of iteration 1 .*delayed",
   ),
+  "the resident parameters": (
+    lambda order: [*order, update(RESIDENT_UNIT)],
+    r"update\(resident.* updated once, of themselves",
+  ),
+  "forward of the resident parameters": (
+    lambda order: [forward(RESIDENT_UNIT, 0), *order],
+    r"forward\(resident.* updated once, of themselves",
+  ),
+  "a schedule that fails": (lambda order: order[1000], "fails with IndexError"),
   "no such unit": (lambda order: [*order, update(3)], "units 0 to 2"),
   "no such micro-batch": (lambda order: [forward(0, 2), *order], "micro-batches 0 to 1"),
   "the last unit's forward": (lambda order: [*order[:6], forward(2, 0)], "no forward of its own"),
-  "nonsense": (lambda order: ["forward"], "no computation"),
+  "nonsense": (lambda order: ["forward"], r"fails with \w+: .* has to yield forward"),
 }
 
 

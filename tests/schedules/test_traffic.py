@@ -4,10 +4,11 @@ import pytest
 
 from schedules import closed_forms
 from schedules.iterations import iterations
+from schedules.pools import Sizes
 from schedules.registry import SCHEDULES
 from schedules.residency import derive
-from schedules.steps import Kind, Queue, Tier, Work
-from schedules.traffic import count
+from schedules.steps import Kind, Part, Queue, Tier, Work
+from schedules.traffic import count, of_run
 
 GRID = [
   (u, m, d, k)
@@ -42,6 +43,17 @@ def test_horizontal_moves_what_its_closed_form_says(
   pools = make_pools(device, host, gradients=Tier.HOST)
   counted = steady("horizontal", Work(units, micro_batches), pools, ones)
   assert counted == no_zeros(closed_forms.horizontal(units, micro_batches, device, host))
+
+
+@pytest.mark.parametrize("name", ["vertical", "horizontal"])
+@pytest.mark.parametrize("parts", [(Part.NOW,), (Part.NOW, Part.DELAYED)])
+@pytest.mark.parametrize("length", [1, 4, 5, 9])
+def test_a_long_run_repeats_its_iterations(make_pools, name, parts, length):
+  work, pools = Work(4, 3, parts), make_pools()
+  sizes = {(k, p): 1 for k in Kind for p in Part}
+  sizes = Sizes(sizes, sizes)
+  whole = count(derive(iterations(SCHEDULES[name], work, 0, length), work, pools), sizes)
+  assert of_run(SCHEDULES[name], work, pools, sizes, length) == whole
 
 
 @pytest.mark.parametrize("u", range(4, 9))
