@@ -1,7 +1,8 @@
 """Seconds of a derived list on a machine, before it runs.
 
 The simulation walks the list as the executor does: each queue takes, among its steps whose waits
-are over, the one listed first. The bound is what the busiest queue needs with no waiting at all.
+are over, the one listed first. The bound is what the busiest resource needs with no
+waiting at all.
 """
 
 import dataclasses
@@ -18,13 +19,19 @@ class Profile:
   """What a machine takes for one run's computations and transfers.
 
   The step of the resident parameters counts as nothing. `rates` are bytes per second of each link,
-  and of the states that an update goes through.
+  and of the states that an update goes through. `shared` are queues that compete for one resource:
+  where the device is the CPU, its computations, the updates and the copies share the cores.
   """
 
   forward_seconds: float  # one unit, one micro-batch
   backward_seconds: float
   last_backward_seconds: float  # forward, loss and backward of the last unit
   rates: Mapping[Queue, float]
+  shared: frozenset[Queue] = frozenset()
+
+  def resource(self, queue: Queue) -> str:
+    """What a queue occupies while it works: two queues of one resource take turns."""
+    return "shared" if queue in self.shared else queue.value
 
   def seconds(self, step: Step, work: Work, sizes: Sizes) -> float:
     """How long a step takes by itself."""
@@ -65,20 +72,20 @@ def simulate(
     if count == 0:
       heapq.heappush(ready[listed[i].queue], i)
   running: list[tuple[float, int]] = []
-  busy: set[Queue] = set()
+  busy: set[str] = set()
   now, spans = 0.0, []
   while True:
-    for queue in Queue:
-      if ready[queue] and queue not in busy:
+    for queue in sorted((q for q in Queue if ready[q]), key=lambda q: ready[q][0]):
+      if profile.resource(queue) not in busy:
         step = listed[heapq.heappop(ready[queue])]
         stop = now + profile.seconds(step, work, sizes)
         spans.append(SimulatedSpan(step, now, stop))
         heapq.heappush(running, (stop, step.index))
-        busy.add(queue)
+        busy.add(profile.resource(queue))
     if not running:
       return spans
     now, ended = heapq.heappop(running)
-    busy.discard(listed[ended].queue)
+    busy.discard(profile.resource(listed[ended].queue))
     for i in dependents[ended]:
       blocked[i] -= 1
       if blocked[i] == 0:
@@ -87,9 +94,9 @@ def simulate(
 
 def busy_seconds(
   steps: Iterable[Step], profile: Profile, work: Work, sizes: Sizes
-) -> dict[Queue, float]:
-  """Seconds of work of each queue; the largest of them bounds the whole from below."""
-  busy = dict.fromkeys(Queue, 0.0)
+) -> dict[str, float]:
+  """Seconds of work of each resource; the largest of them bounds the whole from below."""
+  busy: dict[str, float] = defaultdict(float)
   for step in steps:
-    busy[step.queue] += profile.seconds(step, work, sizes)
-  return busy
+    busy[profile.resource(step.queue)] += profile.seconds(step, work, sizes)
+  return dict(busy)

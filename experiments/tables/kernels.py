@@ -19,7 +19,7 @@ from absl import flags
 from tqdm import tqdm
 
 from experiments import machine, program, run_log
-from experiments.tables.table import Table, number_text, times_text
+from experiments.tables.table import NOT_MEASURED, Table, number_text, times_text
 from pallas_kernels.attention_with_mass import attention_with_mass
 from pallas_kernels.gather_pages import gather_pages
 
@@ -124,8 +124,23 @@ def measure(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[
   return found
 
 
+_HEADING = {
+  "name": "kernels",
+  "title": "Attention of decoding: what rows, masses and selections cost",
+  "columns": ("what", "milliseconds", "ratio", "wanted"),
+}
+
+
+def _unmeasured(runs: Path) -> Table:
+  rows = tuple((title, NOT_MEASURED, NOT_MEASURED, "") for title, _, _ in ROWS.values())
+  how = f"python -m experiments.tables.kernels --workdir={runs / 'kernels'} measures it."
+  return Table(rows=rows, notes=(how,), machine="", **_HEADING)
+
+
 def table(runs: Path) -> Table:
-  """The table of the run in `runs/kernels`. Raises ValueError if there is none."""
+  """The table of the run in `runs/kernels`, if there is one."""
+  if not (runs / "kernels" / run_log.SUMMARY_FILE).is_file():
+    return _unmeasured(runs)
   summary = run_log.read_summary(runs / "kernels")
   found, setting = summary["milliseconds"], summary["setting"]
   rows = []
@@ -137,10 +152,8 @@ def table(runs: Path) -> Table:
     rows.append((title, middle, f"{times_text(ratio)} {ROWS[base][0]}", wanted))
   mass_bytes = 2 * 2 * setting["heads"] / setting["kv_heads"] / setting["head_size"]
   return Table(
-    name="kernels",
-    title="Attention of decoding: what rows, masses and selections cost",
-    columns=("what", "milliseconds", "ratio", "wanted"),
     rows=tuple(rows),
+    **_HEADING,
     notes=(
       "One sequence, {slots} entries, {heads} query and {kv_heads} key/value heads of {head_size},"
       " {dtype}; medians of {rounds} rounds.".format(**setting),
