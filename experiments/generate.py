@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from absl import flags
 
 from experiments import program, run_log
@@ -49,14 +49,20 @@ KV_BUDGET = flags.DEFINE_string(
   "What drafts attend to: with a decimal point a share of the text, else tokens.",
 )
 KV_FLOOR = flags.DEFINE_integer(
-  "kv_floor", 256, "Least tokens of a budget given as a share.", lower_bound=1
+  "kv_floor",
+  256,
+  "Least tokens of a budget given as a share.",
+  lower_bound=1,
+  upper_bound=2**31 - 1,
 )
 PAGE_SIZE = flags.DEFINE_integer("page_size", 1, "Cache entries that are selected as one.")
 MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 256, "Tokens to decode.", lower_bound=1)
 TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 decodes greedily.", lower_bound=0)
 TOP_P = flags.DEFINE_float("top_p", 1.0, "Mass of the nucleus to sample from.")
 TOP_K = flags.DEFINE_integer("top_k", 0, "Sample from so many likeliest tokens; 0: from all.")
-END_TOKEN = flags.DEFINE_integer("end_token", None, "Byte that ends a text.")
+END_TOKEN = flags.DEFINE_integer(
+  "end_token", None, "Byte that ends a text.", lower_bound=0, upper_bound=255
+)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Prompts decoded together.", lower_bound=1)
 BIT_EXACT = flags.DEFINE_bool(
   "bit_exact", False, "Verify row by row, with the very bits of autoregressive decoding; slower."
@@ -67,6 +73,9 @@ COMPARE_WITH = flags.DEFINE_string(
   None,
   "Folder of an autoregressive run of the same prompts, to compare texts with.",
 )
+
+
+_LONGEST_DRAFT = 64  # tokens: no draft holds that long, and verification's memory grows with it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +120,8 @@ def _prompts() -> list[bytes]:
 def _method() -> Method:
   if DRAFT_LENGTH.value < 1:
     raise ValueError(f"--draft_length={DRAFT_LENGTH.value} drafts nothing; give at least 1.")
+  if DRAFT_LENGTH.value > _LONGEST_DRAFT:
+    raise ValueError(f"--draft_length={DRAFT_LENGTH.value} is beyond {_LONGEST_DRAFT}; give less.")
   if PAGE_SIZE.value < 1 or CHUNK % PAGE_SIZE.value:
     raise ValueError(f"--page_size={PAGE_SIZE.value} must be a power of two, at most {CHUNK}.")
   budget = Budget.parse(KV_BUDGET.value, KV_FLOOR.value)
@@ -130,15 +141,23 @@ def _reference(prompts: list[bytes], method: Method) -> list[list[int]] | None:
   if not method.sampler.greedy:
     raise ValueError("--compare_with compares greedy texts; leave out --temperature.")
   summary = run_log.read_summary(COMPARE_WITH.value)
-  if summary.get("method") != AUTOREGRESSIVE or summary["prompts"] != _describe(prompts):
+  asked = _asked(prompts)
+  if summary.get("method") != AUTOREGRESSIVE or any(summary.get(k) != asked[k] for k in asked):
     raise ValueError(
-      f"--compare_with={COMPARE_WITH.value} is not an autoregressive run of the same prompts."
+      f"--compare_with={COMPARE_WITH.value} is not an autoregressive run of the same prompts,"
+      " --max_new_tokens and --end_token."
     )
   return summary["completions"]
 
 
-def _describe(prompts: list[bytes]) -> list[dict[str, Any]]:
-  return [{"bytes": len(p), "sha256": hashlib.sha256(p).hexdigest()} for p in prompts]
+def _asked(prompts: list[bytes]) -> dict[str, Any]:
+  """What a text depends on beside the model and the method."""
+  hashes = [{"bytes": len(p), "sha256": hashlib.sha256(p).hexdigest()} for p in prompts]
+  return {
+    "prompts": hashes,
+    "max_new_tokens": MAX_NEW_TOKENS.value,
+    "end_token": END_TOKEN.value,
+  }
 
 
 def main(plan: Plan) -> None:
@@ -151,16 +170,19 @@ def main(plan: Plan) -> None:
   for first in range(0, len(plan.prompts), size):
     batch = plan.prompts[first : first + size]
     timing = _decode(generator, plan, batch, first, size)
-    seconds = statistics.median(timing.decode)
+    real = slice(len(batch))  # without what filled the batch up
+    rate = sum(map(len, timing.texts[real])) / statistics.median(timing.decode)
     log.metric(batch=first // size, decode_seconds=timing.decode, prefill_seconds=timing.prefill)
     print(
       f"prompts {first + 1} to {first + len(batch)} of {len(plan.prompts)}: prefill"
-      f" {timing.prefill:.2f} s, {sum(map(len, timing.texts)) / seconds:.1f} tokens/s",
+      f" {timing.prefill:.2f} s, {rate:.1f} tokens/s",
       flush=True,
     )
     if plan.reference is not None:
-      comparisons += _compare(generator, timing, batch, plan.reference[first : first + size])
-    timings.append(timing._replace(texts=timing.texts[: len(batch)], cache=None))
+      reference = plan.reference[first : first + size]
+      comparisons += _compare(generator, timing, batch, reference)
+    kept = {"texts": timing.texts[real], "acceptances": timing.acceptances[real]}
+    timings.append(timing._replace(**kept, cache=None))
   summary = summarize(plan, parameters, timings, size) | _verdict(comparisons)
   log.finish(
     summary,
@@ -185,15 +207,23 @@ def _decode(generator: Generator, plan: Plan, batch: list[bytes], first: int, si
 def _compare(
   generator: Generator, timing: Timing, batch: list[bytes], reference: list[list[int]]
 ) -> list[compare.Comparison]:
-  """Equal texts need no judge; others are followed by the autoregressive program."""
+  """Equal texts need no judge; others are followed by the autoregressive program.
+
+  A text that ends too early or too late is wrong from its end on.
+  """
   texts = timing.texts[: len(batch)]
   if texts == reference[: len(batch)]:
     return [compare.Comparison(0, None)] * len(batch)
   filled = batch + [batch[-1]] * (len(timing.texts) - len(batch))
   judged, _ = compare.follow(
-    generator.model, generator.parameters, timing.cache, pad(filled).last, timing.texts
+    *(generator.model, generator.parameters, timing.cache, pad(filled).last, timing.texts),
+    near_tie=0.0 if generator.method.bit_exact else compare.NEAR_TIE,
   )
-  return judged[: len(batch)]
+  end = lambda text: compare.complete(text, MAX_NEW_TOKENS.value, END_TOKEN.value)
+  return [
+    verdict if verdict.wrong is not None or end(text) else compare.Comparison(0, len(text))
+    for verdict, text in zip(judged[: len(batch)], texts, strict=True)
+  ]
 
 
 def _verdict(comparisons: list[compare.Comparison]) -> dict[str, Any]:
@@ -211,7 +241,7 @@ def summarize(plan: Plan, parameters: Any, timings: list[Timing], size: int) -> 
   method = plan.method
   completions = [text for timing in timings for text in timing.texts]
   decode = sum(statistics.median(timing.decode) for timing in timings)
-  acceptances = jnp.array([timing.acceptances for timing in timings]).sum(axis=0).tolist()
+  acceptances = np.concatenate([timing.acceptances for timing in timings]).sum(axis=0).tolist()
   rounds = sum(acceptances)
   length = sum((a + 1) * n for a, n in enumerate(acceptances)) / max(rounds, 1)
   context = statistics.mean(
@@ -225,7 +255,7 @@ def summarize(plan: Plan, parameters: Any, timings: list[Timing], size: int) -> 
     "method": METHOD.value,
     "draft_length": method.draft_length,
     "kv_budget": str(method.selector.budget) if method.selector else None,
-    "prompts": _describe(plan.prompts),
+    **_asked(plan.prompts),
     "completions": completions,
     "tokens_per_second": sum(map(len, completions)) / decode,
     "acceptance_length": length,

@@ -20,7 +20,7 @@ from models.decoding.verify import verify
 from models.kv_cache import KVCache
 from models.transformer import Parameters, Transformer
 
-NEAR_TIE = 1e-4  # of the largest |logit|, for float32
+NEAR_TIE = 2e-5  # of the largest |logit|, for float32: a few times what rounding was seen to do
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +83,13 @@ def follow(
     for text, choice, gap in zip(texts, choices.tolist(), gaps.tolist(), strict=True)
   ]
   return judged, cache.with_lengths(begin)
+
+
+def complete(text: list[int], wanted: int, end_token: int | None) -> bool:
+  """Whether a text ends where it should: at its first end token, else at `wanted` tokens."""
+  if end_token in text:
+    return text.index(end_token) == len(text) - 1
+  return len(text) == wanted
 
 
 def judge(text: list[int], choices: list[int], gaps: list[float], near_tie: float) -> Comparison:

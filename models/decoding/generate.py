@@ -98,13 +98,13 @@ def sequence_keys(key: Key, count: int, first: int = 0) -> SequenceKeys:
 
 
 class Timing(NamedTuple):
-  """A timed batch: its texts, rounds by accepted drafts, the cache, and seconds of each phase.
+  """A timed batch: its texts, each one's rounds by accepted drafts, the cache, and seconds.
 
   `decode` has the seconds of each repeat, from the prompt's last token to the last one emitted.
   """
 
   texts: list[list[int]]
-  acceptances: list[int]
+  acceptances: list[list[int]]
   cache: KVCache
   compile: float
   prefill: float

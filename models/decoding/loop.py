@@ -65,7 +65,8 @@ class LoopState(NamedTuple):
 
   `output` holds the emitted tokens of each sequence, and room for one whole round behind the last
   wanted one, so that a round always writes all its rows; `emitted` says how many count.
-  `acceptances[a]` counts the rounds, over all sequences, in which a drafts stood.
+  `acceptances[b, a]` counts the rounds of a sequence in which a drafts stood, those of its last
+  round included that were no longer wanted.
   """
 
   cache: KVCache
@@ -75,7 +76,7 @@ class LoopState(NamedTuple):
   ended: Bool[Array, " B"]
   keys: SequenceKeys
   selection: Any
-  acceptances: Int[Array, " A"]
+  acceptances: Int[Array, "B A"]
 
 
 def _wanted(method: Method, state: LoopState) -> int:
@@ -142,8 +143,10 @@ def _round(
   state, observation = _verify_and_emit(model, parameters, method, state, drafts, q, keys)
   if method.selector is not None:
     state = state._replace(selection=method.selector.observe(state.selection, observation))
-  stood = jnp.where(active, observation.accepted, state.acceptances.shape[0])
-  return state._replace(acceptances=state.acceptances.at[stood].add(1, mode="drop"))
+  stood = jnp.where(active, observation.accepted, state.acceptances.shape[1])
+  return state._replace(
+    acceptances=state.acceptances.at[jnp.arange(len(stood)), stood].add(1, mode="drop")
+  )
 
 
 @functools.partial(jax.jit, static_argnames=("model", "method", "wanted"), donate_argnames="cache")
@@ -177,7 +180,7 @@ def start(
     ended=jnp.zeros(batch, bool),
     keys=keys,
     selection=None,
-    acceptances=jnp.zeros(method.draft_length + 1, jnp.int32),
+    acceptances=jnp.zeros((batch, method.draft_length + 1), jnp.int32),
   )
   if method.selector is None:
     return state

@@ -41,8 +41,8 @@ class Sampling:
   greedy: ClassVar[bool] = False
 
   def __post_init__(self):
-    if not self.temperature > 0:
-      raise ValueError(f"temperature must be above 0 to sample, not {self.temperature}.")
+    if not self.temperature >= 1e-4:  # logits over less overflow
+      raise ValueError(f"temperature must be 0 or at least 0.0001, not {self.temperature}.")
     if not 0 < self.top_p <= 1:
       raise ValueError(f"top_p must be in (0, 1], not {self.top_p}.")
     if self.top_k < 0:

@@ -90,7 +90,7 @@ def test_each_mistake_has_its_sentence(folder):
     "--draft_length=0 drafts nothing": [model, prompt, "--method=window", "--draft_length=0"],
     "--kv_budget=0 selects nothing": [model, prompt, "--method=window", "--kv_budget=0"],
     "--page_size=3 must be a power of two": [model, prompt, "--page_size=3"],
-    "temperature must be above 0": [model, prompt, "--temperature=nan"],
+    "temperature must be 0 or at least": [model, prompt, "--temperature=nan"],
     "top_p must be in (0, 1]": [model, prompt, "--temperature=1", "--top_p=0"],
     "there is no summary.json in it": [model, prompt, f"--compare_with={folder}"],
   }

@@ -76,7 +76,7 @@ def decode(prefilled):
       state = advance(model, parameters, method, state, jnp.int32(until))
     counts = np.asarray(state.emitted)
     texts = [row[:n].tolist() for row, n in zip(np.asarray(state.output), counts, strict=True)]
-    return texts, np.asarray(state.acceptances).tolist()
+    return texts, np.asarray(state.acceptances).sum(axis=0).tolist()
 
   return run
 

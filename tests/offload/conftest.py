@@ -251,3 +251,18 @@ class _Reference:
 
     (decayed, plain), after = both(self.masters[u], self.states[u], gradient)
     return jnp.where(self.decays, decayed, plain), after
+
+
+@pytest.fixture
+def small_model():
+  return Transformer(MODELS["llama"])
+
+
+@pytest.fixture
+def some_batches():
+  return batches
+
+
+@pytest.fixture
+def adamw():
+  return optimizer()

@@ -90,3 +90,22 @@ def test_spans_tell_what_ran(pools):
   executor.run(listed)
   assert sorted(s.name for s in executor.spans) == sorted(map(str, listed))
   assert all(0 <= s.start <= s.stop for s in executor.spans)
+
+
+def test_an_interrupt_begins_no_further_step(pools):
+  """As Ctrl-C in the main thread: what has begun ends, what is listed is left."""
+  performed = []
+
+  def interrupted():
+    for i, step in enumerate(steps(pools, 3)):
+      if i == 200:
+        raise KeyboardInterrupt
+      yield step
+
+  def perform(step):
+    performed.append(step)
+    time.sleep(0.01)
+
+  with pytest.raises(KeyboardInterrupt):
+    Executor(perform).run(interrupted())
+  assert len(performed) < 100

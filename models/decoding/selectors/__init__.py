@@ -31,10 +31,13 @@ def make_selector(name: str, budget: Budget, page_size: int = 1) -> Selector:
     return SELECTORS[name](budget=budget, page_size=page_size)
   module, _, attribute = name.rpartition(".")
   try:
-    make = getattr(importlib.import_module(module), attribute)
-  except (ImportError, AttributeError) as error:
+    made = getattr(importlib.import_module(module), attribute)(budget=budget, page_size=page_size)
+    hash(made)  # a compiled program is made for it
+  except Exception as error:  # anybody's code
     raise ValueError(f"There is no selector at {name!r}: {error}.") from error
-  return make(budget=budget, page_size=page_size)
+  if not isinstance(made, Selector):
+    raise ValueError(f"{name!r} makes a {type(made).__name__}, which is no selector.")
+  return made
 
 
 __all__ = [

@@ -12,8 +12,8 @@ from models.axes import Lengths
 class Budget:
   """A share of the context, or a number of tokens; never below `floor`, never above what exists.
 
-  SpecAttn's rule: clip(ceil(length * ratio), floor, ...). Ratios are kept as exact fractions, since
-  0.07 * 100 in float32 rounds up to 8 tokens.
+  SpecAttn's rule: clip(ceil(length * ratio), floor, ...). Ratios are kept as fractions of
+  thousandths at most, since 0.07 * 100 in float32 rounds up to 8 tokens.
   """
 
   ratio: fractions.Fraction | None
@@ -25,10 +25,10 @@ class Budget:
     """With a decimal point a ratio in (0, 1], else tokens; ValueError with one sentence."""
     try:
       if "." in text:
-        ratio = fractions.Fraction(text).limit_denominator(10_000)
+        ratio = fractions.Fraction(text).limit_denominator(1000)
         if 0 < ratio <= 1:
           return cls(ratio, floor=floor)
-      elif int(text) > 0:
+      elif 0 < int(text) < 2**31:
         return cls(None, tokens=int(text))
     except ValueError:
       pass

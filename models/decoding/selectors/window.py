@@ -14,7 +14,7 @@ from models.decoding.selectors.budget import Budget
 
 @dataclasses.dataclass(frozen=True)
 class Window(Unscored):
-  """`sink` tokens from the start (MagicDec's 16), and the latest up to the budget."""
+  """`sink` tokens from the start (MagicDec's 16; at most half the budget), and the latest."""
 
   budget: Budget
   page_size: int = 1
@@ -23,10 +23,10 @@ class Window(Unscored):
   def select(self, state: None, lengths: Lengths, layers: int, slots: int) -> Selection:
     del state
     capacity = pages_for(self.budget.at(slots), self.page_size)
-    sink = min(pages_for(self.sink, self.page_size), capacity // 2)
     whole = lengths // self.page_size
     counts = jnp.minimum(-(-self.budget.of(lengths) // self.page_size), whole)
     counts = jnp.minimum(counts, capacity)
+    sink = jnp.minimum(pages_for(self.sink, self.page_size), counts // 2)[:, None]
     nth = jnp.arange(capacity)[None, :] - (capacity - counts[:, None])
     latest = whole[:, None] - counts[:, None] + nth
     pages, counts = right_align(counts, capacity, jnp.where(nth < sink, nth, latest), layers)

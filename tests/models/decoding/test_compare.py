@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import pytest
 
-from models.decoding.compare import NEAR_TIE, Comparison, follow, judge
+from models.decoding.compare import NEAR_TIE, Comparison, complete, follow, judge
 from models.decoding.loop import Method
 
 
@@ -43,6 +43,21 @@ def test_a_model_with_two_equal_tokens_ties_exactly(tiny, ragged, prefilled, dec
   cache, batch = prefilled(model, tied, prompts)
   judged, _ = follow(model, tied, cache, batch.last, other)
   assert judged == [Comparison(2, None)]
+
+
+@pytest.mark.parametrize(
+  "text, end_token, ends",
+  [
+    ([1, 2, 3], None, True),
+    ([1, 2], None, False),
+    ([1, 2], 2, True),
+    ([1, 2, 3], 2, False),
+    ([1, 3], 2, False),
+    ([], None, False),
+  ],
+)
+def test_a_text_ends_at_its_end_token_or_when_it_has_all(text, end_token, ends):
+  assert complete(text, 3, end_token) == ends
 
 
 @pytest.mark.parametrize("wrong", [None, 0])
