@@ -1,6 +1,6 @@
 """Decodes prompts with a checkpoint, autoregressively or by drafts that attend to a selection.
 
-    python -m experiments.generate --checkpoint=results/quickstart/model \\
+    python -m experiments.generate --checkpoint=results/quickstart/training/checkpoint \\
       --prompt_file=book.txt --method=specattn --draft_length=6 --kv_budget=0.07
 
 Tokens are bytes. `summary.json` holds the completions, tokens per second of decoding alone (warmed
@@ -131,7 +131,9 @@ def _method() -> Method:
   try:
     selector = make_selector(METHOD.value, budget, PAGE_SIZE.value)
   except ValueError as error:
-    raise ValueError(f"--method={METHOD.value}: {error}") from error
+    raise ValueError(
+      f"--method={METHOD.value} is neither {AUTOREGRESSIVE} nor a selector. {error}"
+    ) from error
   return Method(selector, DRAFT_LENGTH.value, sampler, END_TOKEN.value, BIT_EXACT.value)
 
 
@@ -174,7 +176,7 @@ def main(plan: Plan) -> None:
     rate = sum(map(len, timing.texts[real])) / statistics.median(timing.decode)
     log.metric(batch=first // size, decode_seconds=timing.decode, prefill_seconds=timing.prefill)
     print(
-      f"prompts {first + 1} to {first + len(batch)} of {len(plan.prompts)}: prefill"
+      f"{first + len(batch)} of {len(plan.prompts)} prompts decoded: prefill"
       f" {timing.prefill:.2f} s, {rate:.1f} tokens/s",
       flush=True,
     )
@@ -186,7 +188,8 @@ def main(plan: Plan) -> None:
   summary = summarize(plan, parameters, timings, size) | _verdict(comparisons)
   log.finish(
     summary,
-    f"{summary['tokens_per_second']:.1f} tokens/s, {summary['acceptance_length']:.2f} a round",
+    f"{summary['tokens_per_second']:.1f} tokens/s,"
+    f" {summary['acceptance_length']:.2f} tokens a round",
   )
 
 

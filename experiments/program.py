@@ -15,6 +15,7 @@ import contextlib
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -73,7 +74,7 @@ def run(
       main(checked)
   except Mistake as mistake:
     sentence = " ".join(str(mistake).split())
-    print(f"{name()}: {sentence}", file=sys.stderr)
+    print(f"{name()}: {textwrap.shorten(sentence, 500, placeholder=' ...')}", file=sys.stderr)
     sys.exit(2)
   except KeyboardInterrupt:
     print(f"\n{name()}: interrupted.", file=sys.stderr)

@@ -12,6 +12,7 @@ import functools
 import math
 import pathlib
 import shutil
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -74,6 +75,9 @@ flags.DEFINE_bool("direct_io", False, "Read and write the store past the page ca
 flags.DEFINE_bool("overlap", True, "Run the queues at the same time; off: strictly in list order.")
 flags.DEFINE_integer("evaluation_batches", 8, "Held-out micro-batches at the end.", lower_bound=0)
 flags.DEFINE_bool("dry_run", False, "Print steps, bytes and peaks of the run, and touch nothing.")
+
+
+_SECONDS_BETWEEN_LINES = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,9 +237,15 @@ def _optimizer() -> Any:
 
 
 def _progress(log: RunLog, bar: tqdm) -> Callable[[int, float], None]:
+  told = time.monotonic()
+
   def tell(iteration: int, loss: float) -> None:
+    nonlocal told
     log.metric(iteration=iteration, loss=loss, bits=loss / math.log(2), tokens=_tokens())
     bar.update()
+    if bar.disable and time.monotonic() - told > _SECONDS_BETWEEN_LINES:  # no terminal: lines
+      told = time.monotonic()
+      print(f"iteration {iteration + 1} of {FLAGS.iterations}: loss {loss:.3f}", flush=True)
     rate = bar.format_dict["rate"] or 0.0
     bar.set_postfix_str(f"loss {loss:.3f}, {rate * _tokens():,.0f} tokens/s", refresh=False)
 

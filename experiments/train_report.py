@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from experiments.program import size_text
 from offload.executor import Span
 from offload.streamer import Result, Settings
 from schedules.iterations import iterations
@@ -42,8 +41,8 @@ def describe(settings: Settings, sizes: Sizes, number: int) -> str:
     f"{len(steady)} steps each.",
     f"Homes: {homes}"
     + (f"; {pools.spilled} micro-batches' boundaries spill" * bool(pools.spilled)),
-    "Buffers: " + ", ".join(f"{_mib(peaks[tier])} on {tier}" for tier in Tier) + ".",
-    "Bytes an iteration: " + ", ".join(f"{name} {_mib(n)}" for name, n in moved.items()) + ".",
+    "Buffers: " + ", ".join(f"{_bytes(peaks[tier])} on {tier}" for tier in Tier) + ".",
+    "Bytes an iteration: " + ", ".join(f"{name} {_bytes(n)}" for name, n in moved.items()) + ".",
   ]
   return "\n".join(lines)
 
@@ -138,5 +137,10 @@ def _by_link(moved: dict[Queue, int]) -> dict[str, int]:
   return {name: moved[link] for link, name in _NAMES.items()}
 
 
-def _mib(count: int) -> str:
-  return size_text(count) if count < 2**20 else f"{count / 2**20:,.1f} MiB"
+def _bytes(count: float) -> str:
+  """Three digits or so and the unit that fits."""
+  for unit in ("bytes", "KiB", "MiB", "GiB"):
+    if count < 1024:
+      return f"{count:.3g} {unit}" if count < 1000 else f"{count:.0f} {unit}"
+    count /= 1024
+  return f"{count:.3g} TiB"

@@ -72,7 +72,9 @@ def test_speculation_is_compared_with_an_autoregressive_run(folder):
 def test_a_mistake_exits_with_2_and_writes_nothing(folder):
   done = run(folder, "--method=nonsense", f"--prompt_file={folder / 'a.txt'}", "--workdir=never")
   assert done.returncode == 2
-  assert done.stderr.startswith("generate: --method=nonsense: There is no selector 'nonsense'")
+  assert done.stderr.startswith(
+    "generate: --method=nonsense is neither autoregressive nor a selector."
+  )
   assert done.stderr.count("\n") == 1
   assert not (folder / "never").exists()
 
