@@ -31,9 +31,7 @@ _DEVICE_RINGS = {
   Kind.BOUNDARY: 4,
   Kind.BOUNDARY_GRADIENT: 4,
 }
-_HOST_RINGS = {
-  Kind.PARAMETERS: 3,
-  Kind.STATES: 3,
+_HOST_RINGS = {  # those of parameters and states are as deep as is tried
   Kind.GRADIENTS: 2,
   Kind.BOUNDARY: 4,
   Kind.BOUNDARY_GRADIENT: 4,
