@@ -5,13 +5,14 @@ sampling (Leviathan et al., arXiv 2211.17192, algorithm 1), under which the emit
 exactly the distribution of sampling from the verification's `p` one by one, whatever the drafts.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from models.axes import Array, Float, Int, Logits, Tokens
-from models.decoding.sampling import Sampler, SequenceKeys, draw, fold
+from models.decoding.sampling import SequenceKeys, draw, fold
 
 
 class Acceptance(NamedTuple):
@@ -19,6 +20,10 @@ class Acceptance(NamedTuple):
 
   tokens: Tokens
   accepted: Int[Array, " B"]
+
+
+# Hidden states of one row [B, M] to the distribution [B, V] that a draft was drawn from.
+Distribution = Callable[[Float[Array, "B M"]], Float[Array, "B V"]]
 
 
 def _leading(stands: Array) -> Int[Array, " B"]:
@@ -33,26 +38,38 @@ def accept_greedy(drafts: Int[Array, "B G"], logits: Logits) -> Acceptance:
 
 
 def accept_sampled(
-  keys: SequenceKeys, drafts: Int[Array, "B G"], q: Float[Array, "B G V"], p: Logits
+  keys: SequenceKeys,
+  drafts: Int[Array, "B G"],
+  hidden: Float[Array, "B G M"],
+  distribution: Distribution,
+  p: Logits,
 ) -> Acceptance:
   """Speculative sampling.
 
   Args:
     keys: one for each sequence, used for nothing else.
-    drafts: [B, gamma], drawn from `q`.
-    q: [B, gamma, V], the distributions that the drafts were drawn from.
+    drafts: [B, gamma], draft i drawn from `distribution(hidden[:, i])`.
+    hidden: [B, gamma, M]. Of the distributions only one row at a time is ever held, where all
+      would take gamma times the vocabulary.
     p: [B, gamma + 1, V], the verification's distributions.
   """
   batch, gamma = drafts.shape
-  of_draft = lambda x: jnp.take_along_axis(x, drafts[..., None], axis=-1)[..., 0]
+  of_token = lambda x, token: jnp.take_along_axis(x, token[:, None], axis=1)[:, 0]
   uniform = jax.vmap(lambda key: jax.random.uniform(key, (gamma,)))(fold(keys, 0))
-  stands = uniform * of_draft(q) < of_draft(p[:, :-1])  # with probability min(1, p/q)
-  accepted = _leading(stands)
+
+  def stands(row):
+    drafted, at_row, chance, p_row = row
+    q_row = distribution(at_row)
+    return chance * of_token(q_row, drafted) < of_token(p_row, drafted)  # probability min(1, p/q)
+
+  rows = (drafts, hidden, uniform, p[:, :-1])
+  accepted = _leading(jax.lax.map(stands, jax.tree.map(lambda x: x.swapaxes(0, 1), rows)).T)
   # Behind gamma standing drafts q is nothing, and the token comes from p itself.
-  q = jnp.concatenate([q, jnp.zeros((batch, 1, q.shape[-1]), q.dtype)], axis=1)
-  at = accepted[:, None, None]
-  p_next = jnp.take_along_axis(p, at, axis=1)[:, 0]
-  rest = jnp.maximum(p_next - jnp.take_along_axis(q, at, axis=1)[:, 0], 0.0)
+  take = lambda x, at: jnp.take_along_axis(x, at[:, None, None], axis=1)[:, 0]
+  q_next = distribution(take(hidden, jnp.minimum(accepted, gamma - 1)))
+  q_next = jnp.where((accepted < gamma)[:, None], q_next, 0.0)
+  p_next = take(p, accepted)
+  rest = jnp.maximum(p_next - q_next, 0.0)
   mass = rest.sum(axis=-1, keepdims=True)
   # p == q leaves nothing to draw from and also rejects nothing, except by rounding: then p serves.
   rest = jnp.where(mass > 0, rest / jnp.where(mass > 0, mass, 1.0), p_next)
@@ -62,14 +79,7 @@ def accept_sampled(
   return Acceptance(jnp.where(here, follows[:, None], tokens), accepted)
 
 
-def accept(
-  sampler: Sampler,
-  keys: SequenceKeys,
-  drafts: Int[Array, "B G"],
-  q: Float[Array, "B G V"] | None,
-  logits: Logits,
-) -> Acceptance:
-  """By tokens where the sampler is greedy (no `q` needed), else by distributions."""
-  if q is None:
-    return accept_greedy(drafts, logits)
-  return accept_sampled(keys, drafts, q, sampler.probabilities(logits))
+def sample_next(keys: SequenceKeys, p: Float[Array, "B V"]) -> Acceptance:
+  """Behind no draft: one token from `p`."""
+  accepted = jnp.zeros(p.shape[0], jnp.int32)
+  return Acceptance(draw(fold(keys, 1), p)[:, None], accepted)

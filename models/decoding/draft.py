@@ -1,4 +1,7 @@
-"""Drafting: gather a selection once into a compact scratch, then attend to that scratch densely.
+"""Drafting: a step of the model at a time, each layer attending to what was selected for it.
+
+A selection that holds for a round is gathered once into a compact scratch, to which every draft
+step attends densely:
 
     scratch of one layer, [B, K, E * page_size + tail slots, D]
 
@@ -8,100 +11,196 @@
 Selected entries are right-aligned against the tail, so one range [start, end) per sequence says
 what a draft step sees, and any dense attention serves. The tail is copied from the cache, where it
 was written by verifications: a draft never reads what another draft wrote.
+
+Layers that are dense, and those of a selector that selects with the draft's own query, attend to
+the cache in place. There drafts write the slots that the verification will overwrite.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from models.axes import Array, CachedKeysOrValues, Float, Int, KeysOrValues, Lengths
+from models.axes import Array, CachedKeysOrValues, Float, Int, KeysOrValues, Lengths, Queries
 from models.decoding.forward import row_positions, run_layers
 from models.decoding.sampling import Sampler, SequenceKeys, draw
-from models.decoding.selectors.base import Selection
+from models.decoding.selectors.base import InLayerSelector, Selection
 from models.kv_cache import KVCache, append_rows
 from models.transformer import Parameters, Transformer
 from pallas_kernels.attention_with_mass.api import attention_with_mass
 from pallas_kernels.gather_pages.api import gather_pages
+from pallas_kernels.page_attention.api import page_attention
 
 WHOLE = 128  # the scratch's slots are a multiple: attention runs a fifth faster on a CPU
 
-
-class Scratch(NamedTuple):
-  """What drafts attend to; `behind` is the slot of the first draft's row, per sequence."""
-
-  keys: tuple[CachedKeysOrValues, ...]
-  values: tuple[CachedKeysOrValues, ...]
-  starts: Int[Array, "L B"]
-  behind: Lengths
+# (queries, keys, values of the row, what the layer attends to, step) -> (out, the same with the row)
+Read = Callable[[Queries, KeysOrValues, KeysOrValues, Any, Any], tuple[Queries, Any]]
 
 
-def tail_slots(draft_length: int, page_size: int) -> int:
-  """The longest tail: a candidates' last page that is not whole, the drafts accepted since the
+class Source(NamedTuple):
+  """What one layer's drafts attend to, and how."""
+
+  keys: CachedKeysOrValues
+  values: CachedKeysOrValues
+  read: Read
+  in_cache: bool  # or in a scratch
+
+
+def tail_slots(draft_length: int, page_size: int, refresh: int, wanted: int) -> int:
+  """The longest tail of a selection: a last page that is not whole, what was accepted since the
   selection's verification, and the draft's own rows."""
-  return 2 * draft_length + page_size - 1
+  return page_size - 1 + accepted_since(draft_length, refresh, wanted) + draft_length
 
 
-def gather(cache: KVCache, selection: Selection, page_size: int, tail: int) -> Scratch:
-  """Copies the selection and the verified tail of every layer; `tail` slots are made for the tail.
+def accepted_since(draft_length: int, refresh: int, wanted: int) -> int:
+  """The most tokens between a selection's candidates and the round that it is last used in."""
+  rounds = draft_length + (refresh - 1) * (draft_length + 1)
+  return min(rounds, wanted) if refresh else wanted
 
-  The cache needs `tail` slots behind the longest sequence's last valid one.
+
+def dense(cache: KVCache, layer: int) -> Source:
+  """A layer that attends to everything."""
+
+  def read(q, k, v, cached, i):
+    at = cache.lengths + i
+    cached = append_rows(cached[0], k, at), append_rows(cached[1], v, at)
+    return attention_with_mass(q, *cached, at + 1).out, cached
+
+  return Source(cache.keys[layer], cache.values[layer], read, in_cache=True)
+
+
+def gathered(
+  cache: KVCache, layer: int, pages: Int[Array, "B Z E"], counts: Lengths, tail: Lengths,
+  page_size: int, room: int,
+) -> Source:
+  """A layer that attends to a copy of its selection and of the verified tail.
+
+  `room` slots are made for the tail. The cache needs as many behind the tail's start.
   """
-  selected = selection.pages.shape[-1] * page_size
-  padding = ((0, 0), (0, 0), (0, -(selected + tail) % WHOLE), (0, 0))
-  slice_of = lambda one, start: jax.lax.dynamic_slice_in_dim(one, start, tail, axis=1)
+  selected = pages.shape[-1] * page_size
+  padding = ((0, 0), (0, 0), (0, -(selected + room) % WHOLE), (0, 0))
+  slice_of = lambda one, start: jax.lax.dynamic_slice_in_dim(one, start, room, axis=1)
+  starts = selected - counts * page_size
+  behind = selected + cache.lengths - tail
 
-  def compact(cached: CachedKeysOrValues, pages: Int[Array, "B Z E"]) -> KeysOrValues:
-    recent = jnp.pad(jax.vmap(slice_of)(cached, selection.tail), padding)
+  def compact(cached: CachedKeysOrValues) -> KeysOrValues:
+    recent = jnp.pad(jax.vmap(slice_of)(cached, tail), padding)
     return jnp.concatenate([gather_pages(cached, pages, page_size=page_size), recent], axis=2)
 
-  return Scratch(
-    tuple(compact(k, pages) for k, pages in zip(cache.keys, selection.pages, strict=True)),
-    tuple(compact(v, pages) for v, pages in zip(cache.values, selection.pages, strict=True)),
-    starts=selected - selection.counts * page_size,
-    behind=selected + cache.lengths - selection.tail,
-  )
+  def read(q, k, v, scratch, i):
+    at = behind + i
+    scratch = append_rows(scratch[0], k, at), append_rows(scratch[1], v, at)
+    return attention_with_mass(q, *scratch, at + 1, starts=starts).out, scratch
+
+  return Source(compact(cache.keys[layer]), compact(cache.values[layer]), read, in_cache=False)
+
+
+def selected_by_query(
+  cache: KVCache, layer: int, selector: InLayerSelector, state: Any, draft_length: int
+) -> Source:
+  """A layer that selects with each draft token's own query, and reads the pages in place."""
+  page_size = selector.page_size
+  tail_starts = cache.lengths // page_size * page_size
+
+  def read(q, k, v, cached, i):
+    at = cache.lengths + i
+    cached = append_rows(cached[0], k, at), append_rows(cached[1], v, at)
+    pages = selector.select_in_layer(state, q, cached[0], cache.lengths, at + 1)
+    seen = page_attention(
+      q, *cached, at + 1, pages, tail_starts, page_size=page_size, tail=draft_length + page_size - 1
+    )
+    return seen.out, cached
+
+  return Source(cache.keys[layer], cache.values[layer], read, in_cache=True)
+
+
+def sources_of_selection(
+  cache: KVCache, selection: Selection, dense_layers: int, page_size: int, room: int
+) -> list[Source]:
+  """Each layer's, for a selection of the layers behind the dense ones."""
+  sources = [dense(cache, layer) for layer in range(dense_layers)]
+  for i, (pages, counts) in enumerate(zip(selection.pages, selection.counts, strict=True)):
+    sources.append(
+      gathered(cache, dense_layers + i, pages, counts, selection.tail, page_size, room)
+    )
+  return sources
+
+
+def sources_by_query(
+  cache: KVCache, selector: InLayerSelector, state: Any, draft_length: int
+) -> list[Source]:
+  """Each layer's, for a selector that selects in the layer."""
+  sources = [dense(cache, layer) for layer in range(selector.dense_layers)]
+  for layer in range(selector.dense_layers, len(cache.keys)):
+    of_layer = None if state is None else state[layer - selector.dense_layers]
+    sources.append(selected_by_query(cache, layer, selector, of_layer, draft_length))
+  return sources
+
+
+class Drafts(NamedTuple):
+  """`tokens` [B, gamma]; `hidden` [B, gamma, M], from which `draft_distribution` makes what each
+  was drawn from (None where greedy); `cache`, in which drafts may have written stale slots."""
+
+  tokens: Int[Array, "B G"]
+  hidden: Float[Array, "B G M"] | None
+  cache: KVCache
+
+
+def no_drafts(cache: KVCache) -> Drafts:
+  """A round without drafts."""
+  return Drafts(jnp.zeros((cache.lengths.shape[0], 0), jnp.int32), None, cache)
+
+
+def draft_distribution(
+  model: Transformer, resident: Parameters, sampler: Sampler, hidden: Float[Array, "B M"]
+) -> Float[Array, "B V"]:
+  """What a draft token is drawn from, from the last block's output of one row.
+
+  Between barriers, so that it is one program wherever it is compiled: what acceptance computes anew
+  has the bits of what the draft was drawn from.
+  """
+  hidden = jax.lax.optimization_barrier(hidden)
+  logits = model.logits(resident, hidden[:, None])[:, 0]
+  return jax.lax.optimization_barrier(sampler.probabilities(logits))
 
 
 def draft(
   model: Transformer,
   parameters: Parameters,
   sampler: Sampler,
-  scratch: Scratch,
+  cache: KVCache,
+  sources: list[Source],
   token: Int[Array, " B"],
-  lengths: Lengths,
   keys: SequenceKeys,
   draft_length: int,
-) -> tuple[Int[Array, "B G"], Float[Array, "B G V"] | None]:
-  """Drafts `draft_length` tokens behind `token`, which stands at position `lengths`.
-
-  Returns:
-    The drafts [B, gamma], and the distributions they were drawn from (None where greedy).
-  """
+) -> Drafts:
+  """Drafts `draft_length` tokens behind `token`, which stands behind the cache's valid slots."""
 
   def step(carry, i):
-    keys_and_values, token = carry
+    attended, token = carry
 
     def attend(layer):
-      def attend_layer(q, k, v):
-        at = scratch.behind + i
-        cached_keys, cached_values = keys_and_values[layer]
-        cached = append_rows(cached_keys, k, at), append_rows(cached_values, v, at)
-        seen = attention_with_mass(q, *cached, at + 1, starts=scratch.starts[layer])
-        return seen.out, cached
+      read = sources[layer].read
+      return lambda q, k, v: read(q, k, v, attended[layer], i)
 
-      return attend_layer
-
-    positions = row_positions(model, lengths + i, 1)
+    positions = row_positions(model, cache.lengths + i, 1)
     x, written = run_layers(model, parameters, token[:, None], positions, attend)
-    logits = model.logits(parameters["resident"], x)[:, 0]
     if sampler.greedy:
-      drafted, q = logits.argmax(axis=-1).astype(jnp.int32), None
+      logits = model.logits(parameters["resident"], x)[:, 0]
+      drafted, hidden = logits.argmax(axis=-1).astype(jnp.int32), None
     else:
-      q = sampler.probabilities(logits)
+      hidden = x[:, 0]
+      q = draft_distribution(model, parameters["resident"], sampler, hidden)
       drafted = draw(jax.vmap(jax.random.fold_in, (0, None))(keys, i), q)
-    return (written, drafted), (drafted, q)
+    return (written, drafted), (drafted, hidden)
 
-  begin = (tuple(zip(scratch.keys, scratch.values, strict=True)), token)
-  _, (drafts, q) = jax.lax.scan(step, begin, jnp.arange(draft_length, dtype=jnp.int32))
-  return drafts.T, None if q is None else q.swapaxes(0, 1)
+  begin = (tuple((source.keys, source.values) for source in sources), token)
+  steps = jnp.arange(draft_length, dtype=jnp.int32)
+  (attended, _), (drafts, hidden) = jax.lax.scan(step, begin, steps)
+  kept = [
+    pair if source.in_cache else (cache.keys[layer], cache.values[layer])
+    for layer, (source, pair) in enumerate(zip(sources, attended, strict=True))
+  ]
+  cache = KVCache(*zip(*kept, strict=True), cache.lengths)
+  return Drafts(drafts.T, None if hidden is None else hidden.swapaxes(0, 1), cache)

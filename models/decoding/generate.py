@@ -27,7 +27,13 @@ class Prompts(NamedTuple):
 
   @property
   def last(self) -> Int[jax.Array, " B"]:
-    return jnp.take_along_axis(self.tokens, self.lengths[:, None] - 1, axis=1)[:, 0]
+    """Each prompt's last token."""
+    return self.ends(1)[:, 0]
+
+  def ends(self, count: int) -> Tokens:
+    """Each prompt's last `count` tokens, against the right; in front of shorter ones, any."""
+    at = self.lengths[:, None] - count + jnp.arange(count, dtype=jnp.int32)[None, :]
+    return jnp.take_along_axis(self.tokens, jnp.maximum(at, 0), axis=1)
 
 
 def pad(prompts: Sequence[Sequence[int]]) -> Prompts:
@@ -44,14 +50,22 @@ def slots_for(config: ModelConfig, method: Method, longest_prompt: int, wanted: 
   """Slots of a cache for these prompts; whole chunks, so that prefill never passes its end.
 
   Raises:
-    ValueError: the text would be longer than the model's context.
+    ValueError: the text would be longer than the model's context, or no layer is left to select
+      for.
   """
+  if method.selector is not None and method.selector.dense_layers >= config.layers:
+    raise ValueError(
+      f"--dense_layers={method.selector.dense_layers} leaves none of the model's {config.layers}"
+      " layers to select for: give less."
+    )
   if longest_prompt + wanted > config.context:
     raise ValueError(
       f"A prompt of {longest_prompt} tokens and --max_new_tokens={wanted} do not fit the model's"
       f" context of {config.context} tokens: shorten one of them."
     )
-  return kv_cache.slots_for(longest_prompt + wanted, method.spare_slots, CHUNK)
+  slots = kv_cache.slots_for(longest_prompt + wanted, method.spare_slots, CHUNK)
+  # Attention's bits do not depend on the cache's size from two chunks on.
+  return max(slots, 2 * CHUNK) if method.bit_exact else slots
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +84,8 @@ class Generator:
 
   def start(self, prompts: Prompts, cache: KVCache, keys: SequenceKeys, wanted: int) -> LoopState:
     """See `loop.start`; the cache is donated."""
-    return start(self.model, self.parameters, self.method, cache, prompts.last, keys, wanted=wanted)
+    ends = prompts.ends(self.method.prompt_rows)
+    return start(self.model, self.parameters, self.method, cache, ends, keys, wanted=wanted)
 
   def advance(self, state: LoopState, until: int) -> LoopState:
     """See `loop.advance`; the state is donated."""
@@ -85,11 +100,16 @@ class Generator:
     self, prompts: Sequence[Sequence[int]], wanted: int, key: Key | None = None
   ) -> list[list[int]]:
     """`wanted` tokens behind each prompt, or fewer where the end token comes first."""
-    batch = pad(prompts)
-    slots = slots_for(self.model.config, self.method, int(batch.lengths.max()), wanted)
+    slots = slots_for(self.model.config, self.method, max(map(len, prompts)), wanted)
     keys = sequence_keys(jax.random.key(0) if key is None else key, len(prompts))
-    state = self.start(batch, self.prefill(batch, slots), keys, wanted)
-    return self.texts(self.advance(state, wanted))
+    size = self.method.together(len(prompts))
+    texts = []
+    for first in range(0, len(prompts), size):
+      batch = pad(prompts[first : first + size])
+      cache = self.prefill(batch, slots)
+      state = self.start(batch, cache, keys[first : first + size], wanted)
+      texts += self.texts(self.advance(state, wanted))
+    return texts
 
 
 def sequence_keys(key: Key, count: int, first: int = 0) -> SequenceKeys:

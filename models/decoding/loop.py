@@ -16,12 +16,19 @@ import jax
 import jax.numpy as jnp
 
 from models.axes import Array, Bool, Int, Tokens
-from models.decoding.accept import Acceptance, accept
-from models.decoding.draft import draft, gather, tail_slots
+from models.decoding import draft as drafting
+from models.decoding.accept import Acceptance, accept_greedy, accept_sampled, sample_next
+from models.decoding.draft import Drafts, draft, draft_distribution, no_drafts
 from models.decoding.forward import last_column
 from models.decoding.sampling import Greedy, Sampler, SequenceKeys, fold
-from models.decoding.selectors.base import Observation, Selector
-from models.decoding.verify import verify, verify_row_by_row
+from models.decoding.selectors.base import (
+  AnySelector,
+  InLayerSelector,
+  Observation,
+  Selection,
+  Selector,
+)
+from models.decoding.verify import look_back, verify, verify_row_by_row
 from models.kv_cache import KVCache
 from models.transformer import Parameters, Transformer
 
@@ -34,10 +41,11 @@ class Method:
     selector: what drafts attend to; None decodes autoregressively.
     draft_length: tokens drafted per round; 0 without a selector.
     end_token: ends a sequence and is its last token; None: nothing does.
-    bit_exact: verify row by row, with the bits of autoregressive decoding.
+    bit_exact: verify row by row, with the bits of autoregressive decoding. These depend on how many
+      sequences there are, so it is one at a time (`together`).
   """
 
-  selector: Selector | None = None
+  selector: AnySelector | None = None
   draft_length: int = 0
   sampler: Sampler = Greedy()  # noqa: RUF009 - a frozen dataclass
   end_token: int | None = None
@@ -54,10 +62,49 @@ class Method:
 
   @property
   def spare_slots(self) -> int:
-    """Slots the cache needs behind the longest text that it is to hold."""
+    """Slots the cache needs behind the longest text that it is to hold.
+
+    A tail is copied from where it starts: at a last page's begin and, unless the selection is kept
+    for the whole text, at most at the last token.
+    """
     if self.selector is None:
       return 1
-    return self.draft_length + 1 + tail_slots(self.draft_length, self.selector.page_size)
+    kept = self.refresh == 0
+    since = 0 if kept else drafting.accepted_since(self.draft_length, self.refresh, 2**31)
+    return since + 2 * self.draft_length + 1 + self.selector.page_size
+
+  def together(self, sequences: int) -> int:
+    """How many of these sequences are to be decoded as one batch."""
+    return 1 if self.bit_exact else sequences
+
+  @property
+  def prompt_rows(self) -> int:
+    """How many of a prompt's last tokens `start` wants."""
+    return 1 if self.selector is None else self.selector.prompt_rows
+
+  @property
+  def refresh(self) -> int:
+    """Rounds that a selection holds for; 0: all of them."""
+    return self.selector.refresh if isinstance(self.selector, Selector) else 1
+
+  @property
+  def observer(self) -> AnySelector | None:
+    """Whoever wants to know what verifications see."""
+    return self.selector if self.refresh else None
+
+
+class Selecting(NamedTuple):
+  """What a selector knows, and what it has selected.
+
+  Attributes:
+    known: the selector's own state.
+    held: the selection in use, where one holds for more than a round.
+    rounds: how many there have been.
+  """
+
+  known: Any
+  held: Selection | None
+  rounds: Int[Array, ""]
 
 
 class LoopState(NamedTuple):
@@ -75,7 +122,7 @@ class LoopState(NamedTuple):
   emitted: Int[Array, " B"]
   ended: Bool[Array, " B"]
   keys: SequenceKeys
-  selection: Any
+  selecting: Selecting | None
   acceptances: Int[Array, "B A"]
 
 
@@ -109,44 +156,109 @@ def _emit(method: Method, state: LoopState, yielded: Acceptance) -> LoopState:
   )
 
 
-def _verify_and_emit(model, parameters, method, state, drafts, q, keys):
-  """Verifies x0 and the drafts; returns the state after it and what the selector may observe."""
+def _verify_and_emit(
+  model: Transformer,
+  parameters: Parameters,
+  method: Method,
+  state: LoopState,
+  drafts: Drafts,
+  keys: SequenceKeys,
+  observer: AnySelector | None,
+) -> tuple[LoopState, Observation]:
+  """Verifies x0 and the drafts; returns the state after it and what `observer` may observe."""
   check = verify_row_by_row if method.bit_exact else verify
-  tokens = jnp.concatenate([state.token[:, None], drafts], axis=1)
-  seen = check(model, parameters, state.cache, tokens, method.selector)
-  yielded = accept(method.sampler, fold(keys, drafts.shape[1]), drafts, q, seen.logits)
-  observation = Observation(seen.mass, state.cache.lengths, tokens.shape[1], yielded.accepted)
+  tokens = jnp.concatenate([state.token[:, None], drafts.tokens], axis=1)
+  seen = check(model, parameters, drafts.cache, tokens, observer)
+  keys = fold(keys, drafts.tokens.shape[1])
+  yielded = _accept(model, parameters, method.sampler, drafts, seen.logits, keys)
+  observation = Observation(
+    seen.mass, state.cache.lengths, tokens.shape[1], yielded.accepted, seen.cache
+  )
   return _emit(method, state._replace(cache=seen.cache), yielded), observation
 
 
-def _no_drafts(model, method, batch):
-  q = None if method.sampler.greedy else jnp.zeros((batch, 0, model.config.vocabulary))
-  return jnp.zeros((batch, 0), jnp.int32), q
+def _accept(model, parameters, sampler, drafts, logits, keys) -> Acceptance:
+  if sampler.greedy:
+    return accept_greedy(drafts.tokens, logits)
+  p = sampler.probabilities(logits)
+  if not drafts.tokens.shape[1]:
+    return sample_next(keys, p[:, 0])
+  q_of = lambda hidden: draft_distribution(model, parameters["resident"], sampler, hidden)
+  return accept_sampled(keys, drafts.tokens, drafts.hidden, q_of, p)
+
+
+def _select(model: Transformer, method: Method, state: LoopState) -> Selection:
+  """What is selected for this round."""
+  selector, selecting = method.selector, state.selecting
+  assert isinstance(selector, Selector) and selecting is not None
+  layers = model.config.layers - selector.dense_layers
+  fresh = lambda: selector.select(
+    selecting.known, state.cache.lengths, layers, state.cache.slots
+  )
+  if selecting.held is None:
+    return fresh()
+  if method.refresh == 0:
+    return selecting.held
+  return jax.lax.cond(selecting.rounds % method.refresh == 0, fresh, lambda: selecting.held)
+
+
+def _draft(model, parameters, method, state, keys) -> tuple[Drafts, Selecting]:
+  """Drafts of one round, and what is now selected."""
+  selector, gamma, selecting = method.selector, method.draft_length, state.selecting
+  if isinstance(selector, InLayerSelector):
+    sources = drafting.sources_by_query(state.cache, selector, selecting.known, gamma)
+  else:
+    selection = _select(model, method, state)
+    if selecting.held is not None:
+      selecting = selecting._replace(held=selection)
+    wanted = _wanted(method, state)
+    room = drafting.tail_slots(gamma, selector.page_size, method.refresh, wanted)
+    sources = drafting.sources_of_selection(
+      state.cache, selection, selector.dense_layers, selector.page_size, room
+    )
+  drafts = draft(
+    model, parameters, method.sampler, state.cache, sources, state.token, keys, gamma
+  )
+  return drafts, selecting
 
 
 def _round(
   model: Transformer, parameters: Parameters, method: Method, state: LoopState
 ) -> LoopState:
   """One round of every sequence; those that have all they want stay as they are."""
-  cache = state.cache
-  keys = fold(state.keys, cache.lengths)  # lengths grow with every round: no draw is used twice
-  drafts, q = _no_drafts(model, method, state.token.shape[0])
+  # Lengths grow with every round: no draw is used twice.
+  keys = fold(state.keys, state.cache.lengths)
+  active, drafts = _active(method, state), no_drafts(state.cache)
   if method.selector is not None:
-    selector, gamma = method.selector, method.draft_length
-    selection = selector.select(state.selection, cache.lengths, model.config.layers, cache.slots)
-    room = tail_slots(gamma, selector.page_size)
-    scratch = gather(cache, selection, selector.page_size, room)
-    drafts, q = draft(
-      model, parameters, method.sampler, scratch, state.token, cache.lengths, keys, gamma
-    )
-  active = _active(method, state)
-  state, observation = _verify_and_emit(model, parameters, method, state, drafts, q, keys)
-  if method.selector is not None:
-    state = state._replace(selection=method.selector.observe(state.selection, observation))
+    drafts, selecting = _draft(model, parameters, method, state, keys)
+    state = state._replace(selecting=selecting)
+  state, observation = _verify_and_emit(
+    model, parameters, method, state, drafts, keys, method.observer
+  )
+  if state.selecting is not None:
+    known = state.selecting.known
+    if method.observer is not None:
+      known = method.observer.observe(known, observation)
+    rounds = state.selecting.rounds + 1
+    state = state._replace(selecting=state.selecting._replace(known=known, rounds=rounds))
   stood = jnp.where(active, observation.accepted, state.acceptances.shape[1])
   return state._replace(
     acceptances=state.acceptances.at[jnp.arange(len(stood)), stood].add(1, mode="drop")
   )
+
+
+def _first_selecting(model, parameters, method, state, ends, observation) -> Selecting:
+  """What the selector knows from the prompt's last rows."""
+  selector = method.selector
+  if method.prompt_rows > 1:
+    seen = observation.lengths + 1
+    mass = look_back(model, parameters, observation.cache, ends, seen, selector)
+    observation = observation._replace(mass=mass)
+  selecting = Selecting(selector.init(observation), None, jnp.int32(0))
+  if method.refresh == 1:
+    return selecting
+  held = _select(model, method, state._replace(selecting=selecting))
+  return selecting._replace(held=held, known=selecting.known if method.refresh else None)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "method", "wanted"), donate_argnames="cache")
@@ -155,7 +267,7 @@ def start(
   parameters: Parameters,
   method: Method,
   cache: KVCache,
-  last_tokens: Int[Array, " B"],
+  ends: Tokens,
   keys: SequenceKeys,
   *,
   wanted: int,
@@ -167,27 +279,30 @@ def start(
 
   Args:
     cache: all but each prompt's last token, as `prefill` leaves it; donated.
-    last_tokens: each prompt's last token.
+    ends: each prompt's last `method.prompt_rows` tokens, against the right.
     keys: one random key per sequence.
     wanted: tokens to decode of each sequence.
   """
-  batch = last_tokens.shape[0]
+  batch = ends.shape[0]
   state = LoopState(
     cache=cache,
-    token=last_tokens,
+    token=ends[:, -1],
     output=jnp.zeros((batch, wanted + method.draft_length + 1), jnp.int32),
     emitted=jnp.zeros(batch, jnp.int32),
     ended=jnp.zeros(batch, bool),
     keys=keys,
-    selection=None,
+    selecting=None,
     acceptances=jnp.zeros((batch, method.draft_length + 1), jnp.int32),
   )
   if method.selector is None:
     return state
+  observer = method.selector if method.prompt_rows == 1 else None
   folded = fold(keys, cache.lengths)
-  drafts, q = _no_drafts(model, method, batch)
-  state, observation = _verify_and_emit(model, parameters, method, state, drafts, q, folded)
-  return state._replace(selection=method.selector.init(observation))
+  state, observation = _verify_and_emit(
+    model, parameters, method, state, no_drafts(cache), folded, observer
+  )
+  selecting = _first_selecting(model, parameters, method, state, ends, observation)
+  return state._replace(selecting=selecting)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "method"), donate_argnames="state")

@@ -14,6 +14,7 @@ import dataclasses
 
 from models.config import ModelConfig
 from models.decoding.loop import Method
+from models.decoding.selectors.base import InLayerSelector
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Roofline:
     draft_length: gamma; 0 decodes autoregressively.
     kv_budget: entries that a draft step attends to, the tail not included.
     selection_bytes_per_token: written and read again per cached token to select, over all layers.
+    dense_layers: share of the layers in which drafts attend to everything.
+    reads_per_draft: what selecting with each draft's own query reads, as a share of the cache.
   """
 
   weight_bytes: int
@@ -37,6 +40,8 @@ class Roofline:
   draft_length: int
   kv_budget: int
   selection_bytes_per_token: int
+  dense_layers: float = 0.0
+  reads_per_draft: float = 0.0
 
   @property
   def rho(self) -> float:
@@ -50,7 +55,8 @@ class Roofline:
     A draft also attends to the tail: tokens accepted since the selection, and drafts before it.
     """
     tail = acceptance_length - 1 + (self.draft_length + 1) / 2
-    share = min(1.0, (self.kv_budget + tail) / self.mean_context)
+    share = min(1.0, (self.kv_budget + tail) / self.mean_context) + self.reads_per_draft
+    share = self.dense_layers + (1 - self.dense_layers) * share
     eps = self.selection_bytes_per_token / self.kv_bytes_per_token
     return 1 + self.draft_length * share + eps
 
@@ -79,8 +85,9 @@ def of(
     embedding += config.context * config.width
   read = config.layers * config.block_parameters + config.resident_parameters - embedding
   selector, gamma = method.selector, method.draft_length
-  rows = len(selector.rows_scored(gamma + 1)) if selector else 0
+  rows = len(method.observer.rows_scored(gamma + 1)) if method.observer else 0
   page_size = selector.page_size if selector else 1
+  dense = selector.dense_layers if selector else 0
   return Roofline(
     weight_bytes=read * itemsize,
     kv_bytes_per_token=config.kv_bytes(itemsize),
@@ -89,5 +96,7 @@ def of(
     draft_length=gamma,
     kv_budget=selector.budget.at(round(mean_context)) if selector else 0,
     # float32 scores per row and query head, written once and read once
-    selection_bytes_per_token=2 * 4 * rows * config.layers * config.heads // page_size,
+    selection_bytes_per_token=2 * 4 * rows * (config.layers - dense) * config.heads // page_size,
+    dense_layers=dense / config.layers,
+    reads_per_draft=selector.extra_reads() if isinstance(selector, InLayerSelector) else 0.0,
   )

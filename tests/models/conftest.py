@@ -71,7 +71,8 @@ def decode(prefilled):
   def run(model, parameters, method, prompts, wanted, step=None, seed=0, slots=256, poison=True):
     cache, batch = prefilled(model, parameters, prompts, slots, poison)
     keys = sequence_keys(jax.random.key(seed), len(prompts))
-    state = start(model, parameters, method, cache, batch.last, keys, wanted=wanted)
+    ends = batch.ends(method.prompt_rows)
+    state = start(model, parameters, method, cache, ends, keys, wanted=wanted)
     for until in range(step or wanted, wanted + 1, step or wanted):
       state = advance(model, parameters, method, state, jnp.int32(until))
     counts = np.asarray(state.emitted)

@@ -6,19 +6,17 @@ import fractions
 import jax.numpy as jnp
 
 from models.axes import Lengths
-from models.decoding.selectors.base import Selection, Unscored, right_align
+from models.decoding.selectors.base import RoundSettings, Selection, Unscored, right_align
 from models.decoding.selectors.budget import Budget
 
 
 @dataclasses.dataclass(frozen=True)
-class Full(Unscored):
-  """Every whole page."""
+class Full(Unscored, RoundSettings):
+  """Every whole page, whatever the budget."""
 
-  page_size: int = 1
-
-  @property
-  def budget(self) -> Budget:
-    return Budget(fractions.Fraction(1))
+  def __post_init__(self):
+    super().__post_init__()
+    object.__setattr__(self, "budget", Budget(fractions.Fraction(1)))
 
   def select(self, state: None, lengths: Lengths, layers: int, slots: int) -> Selection:
     del state
@@ -27,9 +25,3 @@ class Full(Unscored):
     page = jnp.arange(capacity)[None, :] - (capacity - whole[:, None])
     pages, counts = right_align(whole, capacity, page, layers)
     return Selection(pages, counts, tail=whole * self.page_size)
-
-
-def full(budget: Budget, page_size: int = 1) -> Full:
-  """Made like every selector, whatever the budget."""
-  del budget
-  return Full(page_size)

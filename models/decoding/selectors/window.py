@@ -8,23 +8,26 @@ import dataclasses
 import jax.numpy as jnp
 
 from models.axes import Lengths
-from models.decoding.selectors.base import Selection, Unscored, pages_for, right_align
-from models.decoding.selectors.budget import Budget
+from models.decoding.selectors.base import (
+  RoundSettings,
+  Selection,
+  Unscored,
+  pages_for,
+  right_align,
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class Window(Unscored):
+class Window(Unscored, RoundSettings):
   """`sink` tokens from the start (MagicDec's 16; at most half the budget), and the latest."""
 
-  budget: Budget
-  page_size: int = 1
   sink: int = 16
 
   def select(self, state: None, lengths: Lengths, layers: int, slots: int) -> Selection:
     del state
     capacity = pages_for(self.budget.at(slots), self.page_size)
     whole = lengths // self.page_size
-    counts = jnp.minimum(-(-self.budget.of(lengths) // self.page_size), whole)
+    counts = jnp.minimum(pages_for(self.budget.of(lengths), self.page_size), whole)
     counts = jnp.minimum(counts, capacity)
     sink = jnp.minimum(pages_for(self.sink, self.page_size), counts // 2)[:, None]
     nth = jnp.arange(capacity)[None, :] - (capacity - counts[:, None])

@@ -10,18 +10,16 @@ from models import kv_cache
 from models.decoding.generate import sequence_keys
 from models.decoding.loop import Method, advance, start
 from models.decoding.selectors import Budget, make_selector
-from models.decoding.selectors.base import Selection, Unscored
+from models.decoding.selectors.base import RoundSettings, Selection, Unscored
 from models.decoding.selectors.scored import Scored
 
 WANTED = 24
 
 
 @dataclasses.dataclass(frozen=True)
-class Nothing(Unscored):
+class Nothing(Unscored, RoundSettings):
   """Selects no entry: drafts see the tail alone."""
 
-  budget: Budget
-  page_size: int = 1
   capacity: int = 0
 
   def select(self, state, lengths, layers, slots):
@@ -36,7 +34,7 @@ PER_HEAD = Scored(
   BUDGET,
   1,
   rows="all",
-  heads="group",
+  head_sets="group",
   rejected_rows_vote=False,
   decay=0.5,
   sink=2,
@@ -47,16 +45,20 @@ PER_HEAD = Scored(
 CASES = {
   # selector, family, draft length, sequences, bit exact
   "specattn": (make_selector("specattn", BUDGET), "llama", 4, 3, False),
-  "specattn pages": (make_selector("specattn", BUDGET, 16), "gpt", 3, 8, False),
+  "specattn pages": (make_selector("specattn", BUDGET, page_size=16), "gpt", 3, 8, False),
   "specattn one": (make_selector("specattn", BUDGET), "gpt", 1, 1, False),
   "specattn bits": (make_selector("specattn", BUDGET), "llama", 3, 1, True),
   "window": (make_selector("window", BUDGET), "gpt", 8, 1, False),
-  "window pages": (make_selector("window", Budget.parse("48"), 16), "llama", 3, 3, False),
+  "window pages": (make_selector("window", Budget.parse("48"), page_size=16), "llama", 3, 3, False),
   "full": (make_selector("full", BUDGET), "llama", 4, 3, False),
-  "full pages bits": (make_selector("full", BUDGET, 16), "gpt", 1, 3, True),
+  "full pages bits": (make_selector("full", BUDGET, page_size=16), "gpt", 1, 3, True),
   "nothing": (Nothing(BUDGET), "llama", 4, 3, False),
-  "nothing of five": (Nothing(BUDGET, 1, 5), "gpt", 2, 1, False),
+  "nothing of five": (Nothing(BUDGET, capacity=5), "gpt", 2, 1, False),
   "a set per head": (PER_HEAD, "llama", 3, 3, False),
+  **{
+    name: (make_selector(name, BUDGET, **({"dense_layers":1} if name=="quest" else {})), "llama", 3, 3, False)
+    for name in ("pillar", "snapkv", "h2o", "quest", "oracle", "random")
+  },
 }
 
 
@@ -139,7 +141,8 @@ def test_the_cache_is_updated_in_place(tiny):
   method = Method(make_selector("specattn", Budget.parse("16")), 2)
   cache = kv_cache.make(model.config, 1, 8192)
   size = sum(x.nbytes for x in cache.keys + cache.values)
-  begin = lambda p, c, k: start(model, p, method, c, jnp.zeros(1, jnp.int32), k, wanted=8)
+  ends = jnp.zeros((1, 1), jnp.int32)
+  begin = lambda p, c, k: start(model, p, method, c, ends, k, wanted=8)
   state = jax.eval_shape(begin, parameters, cache, sequence_keys(jax.random.key(0), 1))
   compiled = advance.lower(model, parameters, method, state, jnp.int32(8)).compile()
   assert compiled.memory_analysis().temp_size_in_bytes < 0.75 * size
