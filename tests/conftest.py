@@ -4,7 +4,7 @@
 
 import os
 
-os.environ["JAX_PLATFORMS"] = "cpu"  # before anything imports JAX
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before anything imports JAX; gpu_check says cuda
 
 from jaxtyping import install_import_hook
 
