@@ -147,7 +147,7 @@ def check() -> Plan:
   pools = place(schedule, work, sizes, limits, model.dtype == jnp.float32)
   check_derived(schedule, work, pools)
   if not FLAGS.dry_run:
-    _check_disk(store, pools.peak_bytes(work, sizes)[Tier.SSD])
+    _check_disk(store, pools.peak_bytes(work)[Tier.SSD])
   settings = Settings(
     *(schedule, work, pools, optimizer, FLAGS.seed),
     *(FLAGS.transport, FLAGS.overlap),
@@ -157,11 +157,11 @@ def check() -> Plan:
 
 def main(plan: Plan) -> None:
   if FLAGS.dry_run:
-    print(train_report.describe(plan.settings, plan.sizes, FLAGS.iterations))
+    print(train_report.describe(plan.settings, FLAGS.iterations))
     return
   programs = Programs(plan.model, plan.layout, plan.shape)
   plan = _beside(programs, plan)
-  print(train_report.describe(plan.settings, plan.sizes, FLAGS.iterations), flush=True)
+  print(train_report.describe(plan.settings, FLAGS.iterations), flush=True)
   log = RunLog.start(plan.workdir, "train")
   bigram_bits = data.bigram_bits(plan.corpus)
   with program.mistakes():
@@ -177,7 +177,7 @@ def main(plan: Plan) -> None:
   bits = _heldout_bits(plan, streamer)
   checkpoint.save(plan.workdir / "checkpoint", plan.model.config, _parameters(plan, streamer))
   peaks = streamer.peak_bytes | {"device": programs.reserved_bytes}
-  summary = train_report.summary(plan.settings, plan.sizes, profile, result, peaks, _tokens())
+  summary = train_report.summary(plan.settings, profile, result, peaks, _tokens())
   summary["heldout_bits_per_byte"] = bits
   summary["bigram_bits_per_byte"] = bigram_bits
   train_report.write_timeline(plan.workdir / "timeline.json", result.spans)

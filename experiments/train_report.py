@@ -9,7 +9,7 @@ import numpy as np
 from offload.executor import Span
 from offload.streamer import Result, Settings
 from schedules.iterations import iterations
-from schedules.pools import Sizes
+from schedules.pools import CUT, Pools
 from schedules.residency import derive
 from schedules.simulate import Profile, busy_seconds, simulate
 from schedules.steps import RESIDENT_UNIT, Kind, Queue, Step, Tier
@@ -29,13 +29,13 @@ def steps_of(settings: Settings, first: int, number: int) -> list[Step]:
   return list(derive(batches, settings.work, settings.pools))
 
 
-def describe(settings: Settings, sizes: Sizes, number: int) -> str:
+def describe(settings: Settings, number: int) -> str:
   """The run's plan in a few lines: homes, buffers, bytes."""
   work, pools = settings.work, settings.pools
-  peaks = pools.peak_bytes(work, sizes)
+  peaks = pools.peak_bytes(work)
   steady = [s for s in steps_of(settings, 0, 3) if s.iteration == 1]
-  homes = ", ".join(f"{kind} on {tier}" for kind, tier in pools.homes.items())
-  moved = _by_link(totals(count(steady, sizes)))
+  homes = ", ".join(f"{kind} on {where}" for kind, where in homes_of(pools).items())
+  moved = _by_link(totals(count(steady, pools)))
   lines = [
     f"{number} iterations of {work.micro_batches} micro-batches over {work.units} units, "
     f"{len(steady)} steps each.",
@@ -47,9 +47,18 @@ def describe(settings: Settings, sizes: Sizes, number: int) -> str:
   return "\n".join(lines)
 
 
+def homes_of(pools: Pools) -> dict[str, str]:
+  """Where each kind is at home, in words: one tier, or the host's share and the rest on SSD."""
+  homes = {str(kind): str(tier) for kind, tier in pools.homes.items()}
+  for kind in CUT:
+    vector = pools.vectors[kind]
+    share = sum(n for s, n in vector.items() if s.home is Tier.HOST) / sum(vector.values())
+    homes[kind] = {0.0: "ssd", 1.0: "host"}.get(share, f"host ({share:.0%}) and ssd")
+  return homes
+
+
 def summary(
   settings: Settings,
-  sizes: Sizes,
   profile: Profile,
   result: Result,
   peaks: dict[str, int],
@@ -61,9 +70,9 @@ def summary(
   those of an iteration.
   """
   work = settings.work
-  predicted = of_run(settings.schedule, work, settings.pools, sizes, len(result.losses))
-  device = settings.pools.peak_bytes(work, sizes)[Tier.DEVICE] + peaks["device"]
-  seconds, bound = predicted_seconds(settings, sizes, profile)
+  predicted = of_run(settings.schedule, work, settings.pools, len(result.losses))
+  device = settings.pools.peak_bytes(work)[Tier.DEVICE] + peaks["device"]
+  seconds, bound = predicted_seconds(settings, profile)
   return {
     "losses": result.losses,
     "seconds_per_iteration": result.seconds,
@@ -74,22 +83,22 @@ def summary(
     "predicted_seconds_per_iteration": seconds,
     "bound_seconds_per_iteration": bound,
     "peak_bytes": {**peaks, "device": device},
-    "optimizer_state_bytes": sizes.whole(Kind.STATES) * work.units,
-    "homes": dict(settings.pools.homes),
+    "optimizer_state_bytes": settings.pools.sizes.bytes(Kind.STATES) * work.units,
+    "homes": homes_of(settings.pools),
     "busy_seconds": {str(queue): seconds for queue, seconds in result.busy.items()},
   }
 
 
-def predicted_seconds(settings: Settings, sizes: Sizes, profile: Profile) -> tuple[float, float]:
+def predicted_seconds(settings: Settings, profile: Profile) -> tuple[float, float]:
   """Seconds of a steady iteration, simulated, and of its busiest queue alone."""
   work = settings.work
   steps = steps_of(settings, 0, 4)
   ends = [
     span.stop
-    for span in simulate(steps, profile, work, sizes)
+    for span in simulate(steps, profile, work, settings.pools)
     if span.step.computation is not None and span.step.computation.unit == RESIDENT_UNIT
   ]
-  busy = busy_seconds((s for s in steps if s.iteration == 1), profile, work, sizes)
+  busy = busy_seconds((s for s in steps if s.iteration == 1), profile, work, settings.pools)
   return ends[2] - ends[1], max(busy.values())
 
 

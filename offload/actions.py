@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from offload.arrays import Arrays, HostSlots
-from offload.buffers import span
+from offload.cuts import Cuts, Run, together
 from offload.layout import Layout
 from offload.programs import Programs, Where
 from offload.resident import Resident
@@ -42,6 +42,7 @@ class Actions:
     self,
     work: Work,
     layout: Layout,
+    cuts: Cuts,
     programs: Programs,
     updater: Updater,
     resident: Resident,
@@ -51,7 +52,8 @@ class Actions:
     batches: Batches,
     seed: int,
   ):
-    self._work, self._layout, self._programs, self._updater = work, layout, programs, updater
+    self._work, self._layout, self._cuts = work, layout, cuts
+    self._programs, self._updater = programs, updater
     self._resident, self._transport, self._host, self._arrays = resident, transport, host, arrays
     # A micro-batch is asked for by every unit, in both passes.
     self._batches = functools.lru_cache(2 * work.micro_batches)(batches)
@@ -69,37 +71,53 @@ class Actions:
     if step.computation is not None:
       self._compute(step)
       return
-    source, target = step.accesses
     transfer = {
       Queue.HOST_TO_DEVICE: self._up,
       Queue.DEVICE_TO_HOST: self._down,
-      Queue.SSD_READ: lambda a, b: self._arrays.read(a.object, a.parts, self._host[b]),
-      Queue.SSD_WRITE: lambda a, b: self._arrays.write(a.object, a.parts, self._host[a]),
+      Queue.SSD_READ: self._read_ssd,
+      Queue.SSD_WRITE: self._write_ssd,
     }[step.queue]
-    self.moved[step.queue][source.object.kind] += transfer(source, target)
+    self.moved[step.queue][step.moved[0]] += transfer(step)
 
   def loss(self, iteration: int) -> float:
     """Nats per token of an iteration that is over."""
     losses = self.losses[iteration]
     return sum(losses[m] for m in range(self._work.micro_batches)) / self._weight(iteration)
 
-  def _up(self, source: Access, target: Access) -> int:
-    views = self._views(source)
+  def _read_ssd(self, step: Step) -> int:
+    (source,), (target,) = step.sources, step.targets
+    return self._arrays.read(source.object, source.slices, self._host[target])
+
+  def _write_ssd(self, step: Step) -> int:
+    (source,), (target,) = step.sources, step.targets
+    return self._arrays.write(target.object, target.slices, self._host[source])
+
+  def _up(self, step: Step) -> int:
+    (target,) = step.targets
+    views = self._host_tree(step.sources)
     self._device[_key(target)] = self._transport.up(views)
     return _bytes(views)
 
-  def _down(self, source: Access, target: Access) -> int:
-    views = self._views(target)
+  def _down(self, step: Step) -> int:
+    (source,) = step.sources
+    views = self._host_tree(step.targets)
     self._transport.down(self._device[_key(source)], views)
+    if source.object.micro_batch is None:
+      self._layout.scatter(views, self._runs(step.targets))
     return _bytes(views)
 
-  def _views(self, access: Access) -> Any:
-    """A host buffer as the tree that the device holds. A unit crosses the link whole."""
-    buffer = self._host[access]
-    if access.object.micro_batch is not None:
-      return buffer
-    assert set(access.parts) == set(self._layout.parts), access
-    return self._layout.views(buffer)
+  def _host_tree(self, accesses: tuple[Access, ...]) -> Any:
+    """Host buffers as the tree that the device holds. A unit crosses the link whole."""
+    if accesses[0].object.micro_batch is not None:
+      return self._host[accesses[0]]
+    return self._layout.gather(self._runs(accesses))
+
+  def _runs(self, accesses: tuple[Access, ...]) -> list[Run]:
+    return [
+      run
+      for access in accesses
+      for run in self._cuts.runs(access.object.kind, access.slices, self._host[access])
+    ]
 
   def _compute(self, step: Step) -> None:
     c = step.computation
@@ -149,12 +167,10 @@ class Actions:
   def _update(self, step: Step) -> None:
     c = step.computation
     assert c is not None
-    start, stop = self._layout.cuts[c.part]
-    buffers = [
-      span(self._host[step.access(Tier.HOST, kind)], self._layout.cuts, c.part)
-      for kind in (Kind.PARAMETERS, Kind.STATES, Kind.GRADIENTS)
-    ]
-    self._updater.apply(c.iteration, *buffers, decayed=min(self._layout.decayed, stop) - start)
+    kinds = (Kind.PARAMETERS, Kind.STATES, Kind.GRADIENTS)
+    for runs in together(self._runs(step.accesses_to(Tier.HOST, kind)) for kind in kinds):
+      decayed = self._layout.decayed - runs[0].start
+      self._updater.apply(c.iteration, *(run.array for run in runs), decayed=decayed)
 
   def _update_resident(self, step: Step) -> None:
     sums: dict[str, Any] = {}

@@ -5,45 +5,53 @@ from typing import Any
 import jax
 import numpy as np
 
-from offload.buffers import aligned, span
-from offload.layout import Layout
+from offload.buffers import aligned
+from offload.cuts import Cuts
 from offload.store import Store
-from schedules.steps import Access, Kind, Object, Part
+from schedules.pools import CUT
+from schedules.steps import Access, Kind, Object, Slice, Tier
 
-HostSpec = tuple[tuple[int, ...], Any]  # shape and dtype of a kind's host buffer
 
+class HostSpecs:
+  """Shapes and dtypes of what host buffers hold: flat vectors, the states' stacked, boundaries as
+  they are."""
 
-def host_specs(
-  layout: Layout, boundary: jax.ShapeDtypeStruct, states: list[str], parameter_dtype: Any
-) -> dict[Kind, HostSpec]:
-  """The host buffer of each kind: flat vectors, the states' stacked, boundaries as they are."""
-  n = layout.elements
-  return {
-    Kind.PARAMETERS: ((n,), parameter_dtype),
-    Kind.STATES: ((len(states), n), np.float32),
-    Kind.GRADIENTS: ((n,), np.float32),
-    Kind.BOUNDARY: (boundary.shape, boundary.dtype),
-    Kind.BOUNDARY_GRADIENT: (boundary.shape, boundary.dtype),
-  }
+  def __init__(
+    self, cuts: Cuts, boundary: jax.ShapeDtypeStruct, states: list[str], parameter_dtype: Any
+  ):
+    self._cuts, self._boundary = cuts, boundary
+    self._rows: dict[Kind, tuple[int, ...]] = dict.fromkeys(CUT, ())
+    self._rows[Kind.STATES] = (len(states),)
+    self._dtypes = {Kind.PARAMETERS: np.dtype(parameter_dtype)}
+
+  def buffer(self, kind: Kind, home: Tier | None = None) -> np.ndarray:
+    """A new buffer for the slices of a kind that have a home there, or for what is not cut."""
+    if kind not in CUT:
+      return aligned(self._boundary.shape, self._boundary.dtype)
+    return self.vector(kind, self._cuts.length(kind, home))
+
+  def vector(self, kind: Kind, elements: int) -> np.ndarray:
+    """A new flat vector, or several stacked ones, for a kind that is cut."""
+    return aligned((*self._rows[kind], elements), self._dtypes.get(kind, np.dtype(np.float32)))
 
 
 class Arrays:
-  """Objects in a store: one array for each part of a unit's vectors, by kind or state's name.
+  """Objects in a store: one array for each slice of a unit's vectors, by kind or state's name.
 
   An array is made when it is first written, so that what never spills leaves no file.
   """
 
-  def __init__(self, store: Store, layout: Layout, states: list[str]):
-    self._store, self._layout, self._states = store, layout, states
+  def __init__(self, store: Store, cuts: Cuts, states: list[str]):
+    self._store, self._cuts, self._states = store, cuts, states
     self._made: set[str] = set()
 
-  def read(self, item: Object, parts: tuple[Part, ...], buffer: np.ndarray) -> int:
-    """Fills the parts of a host buffer; returns bytes."""
-    return self._store.read(self._pieces(item, parts, buffer))
+  def read(self, item: Object, slices: tuple[Slice, ...], buffer: np.ndarray) -> int:
+    """Fills slices of a host buffer; returns bytes."""
+    return self._store.read(self._pieces(item, slices, buffer))
 
-  def write(self, item: Object, parts: tuple[Part, ...], buffer: np.ndarray) -> int:
-    """Writes the parts of a host buffer; returns bytes, once they are on the disk."""
-    pieces = self._pieces(item, parts, buffer)
+  def write(self, item: Object, slices: tuple[Slice, ...], buffer: np.ndarray) -> int:
+    """Writes slices of a host buffer; returns bytes, once they are on the disk."""
+    pieces = self._pieces(item, slices, buffer)
     for name, piece in pieces.items():
       if name not in self._made:
         self._store.create(name, piece.size, piece.dtype)
@@ -54,9 +62,9 @@ class Arrays:
   def bytes(self) -> int:
     return self._store.bytes
 
-  def remove(self, item: Object, parts: tuple[Part, ...]) -> None:
+  def remove(self, item: Object, slices: tuple[Slice, ...]) -> None:
     """Removes an object's arrays from the disk."""
-    for name in self._pieces(item, parts, np.zeros((len(self._states), 0))):
+    for name in self._pieces(item, slices, np.zeros((len(self._states), 0))):
       self._store.remove(name)
       self._made.discard(name)
 
@@ -65,35 +73,32 @@ class Arrays:
     self._store.close()
 
   def _pieces(
-    self, item: Object, parts: tuple[Part, ...], buffer: np.ndarray
+    self, item: Object, slices: tuple[Slice, ...], buffer: np.ndarray
   ) -> dict[str, np.ndarray]:
     if item.micro_batch is not None:
       return {f"{item.kind}/{item.unit}.{item.micro_batch}": buffer.reshape(-1)}
     rows = zip(self._states, buffer, strict=True) if item.kind is Kind.STATES else None
     named = list(rows) if rows is not None else [(str(item.kind), buffer)]
     return {
-      f"units/{item.unit}/{name}.{part}": span(row, self._layout.cuts, part)
+      f"units/{item.unit}/{name}.{piece.part}": self._cuts.view(item.kind, piece, row)
       for name, row in named
-      for part in parts
+      for piece in slices
     }
 
 
 class HostSlots:
   """One aligned array for each (kind, slot), made at its first use and then reused for good."""
 
-  def __init__(self, specs: dict[Kind, HostSpec]):
+  def __init__(self, specs: HostSpecs):
     self._specs = specs
     self._arrays: dict[tuple[Kind, int | None], np.ndarray] = {}
 
   def __getitem__(self, access: Access) -> np.ndarray:
     key = (access.object.kind, access.slot)
-    if key not in self._arrays:  # two queues may come at once, for different parts
-      self._arrays.setdefault(key, self.spare(access.object.kind))
+    if key not in self._arrays:  # two queues may come at once, for different slices
+      new = self._specs.buffer(access.object.kind, access.slices[0].home)
+      self._arrays.setdefault(key, new)
     return self._arrays[key]
-
-  def spare(self, kind: Kind) -> np.ndarray:
-    """A buffer outside the slots."""
-    return aligned(*self._specs[kind])
 
   @property
   def bytes(self) -> int:

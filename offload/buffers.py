@@ -1,12 +1,10 @@
-"""Aligned host memory, and cuts of it."""
+"""Aligned host memory."""
 
 import math
 import mmap
 from typing import Any
 
 import numpy as np
-
-from schedules.steps import Part
 
 
 def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -15,9 +13,3 @@ def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
   count = math.prod(shape)
   memory = mmap.mmap(-1, max(1, count * dtype.itemsize))
   return np.frombuffer(memory, dtype, count).reshape(shape)
-
-
-def span(vector: np.ndarray, cuts: dict[Part, tuple[int, int]], part: Part) -> np.ndarray:
-  """The part's view of a flat vector, or of several stacked ones."""
-  start, stop = cuts[part]
-  return vector[..., start:stop]

@@ -14,10 +14,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from offload.cuts import Run
+from schedules.pools import PAGE
 from schedules.steps import Part
 
 _LEAF_ALIGNMENT = 64  # elements: 128 bytes in bfloat16
-CUT = 2048  # elements: a disk page in bfloat16 and two in float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Layout:
     treedef, shapes: of the parameter tree, in its own order.
     offsets: first element of each leaf, in the tree's order.
     decayed: elements from the start that weight decay applies to.
-    elements: length of the vector, padded to a multiple of `CUT`.
+    elements: length of the vector, padded to a multiple of `PAGE`.
     cuts: [start, stop) of each part; together they cover the vector.
   """
 
@@ -45,7 +46,7 @@ class Layout:
   ) -> "Layout":
     """Lays out a tree of arrays or of `jax.ShapeDtypeStruct`; by default matrices decay.
 
-    The delayed part comes first: ceil(delayed_fraction * elements), rounded up to a cut.
+    The delayed part comes first: ceil(delayed_fraction * elements), rounded up to a page.
     """
     decays = decays or (lambda leaf: leaf.ndim >= 2)
     leaves, treedef = jax.tree.flatten(tree)
@@ -56,7 +57,7 @@ class Layout:
       at += _round_up(leaves[i].size, _LEAF_ALIGNMENT)
       if decays(leaves[i]):
         decayed = at
-    elements = _round_up(max(at, 1), CUT)
+    elements = _round_up(max(at, 1), PAGE)
     shapes = tuple(tuple(leaf.shape) for leaf in leaves)
     cuts = _cuts(elements, delayed_fraction)
     return cls(treedef, shapes, tuple(offsets), decayed, elements, cuts)
@@ -69,19 +70,32 @@ class Layout:
     start, stop = self.cuts[part]
     return stop - start
 
-  def payload(self, part: Part) -> int:
-    """Elements of leaves, without padding, that lie in a part."""
-    start, stop = self.cuts[part]
-    spans = zip(self.offsets, self.shapes, strict=True)
-    return sum(max(0, min(at + math.prod(s), stop) - max(at, start)) for at, s in spans)
+  @property
+  def payload(self) -> int:
+    """Elements of leaves, without padding."""
+    return sum(math.prod(shape) for shape in self.shapes)
 
   def views(self, vector: np.ndarray) -> Any:
     """The tree whose leaves are views of a flat vector."""
-    leaves = [
-      vector[at : at + math.prod(shape)].reshape(shape)
-      for at, shape in zip(self.offsets, self.shapes, strict=True)
-    ]
+    return self.gather([Run(0, vector)])
+
+  def gather(self, runs: list[Run]) -> Any:
+    """The tree whose leaves are views of the runs that together hold a vector; leaves that lie in
+    more than one are copies."""
+    leaves = []
+    for at, shape in zip(self.offsets, self.shapes, strict=True):
+      pieces = _pieces(runs, at, math.prod(shape))
+      leaf = pieces[0][1] if len(pieces) == 1 else np.concatenate([array for _, array in pieces])
+      leaves.append(leaf.reshape(shape))
     return jax.tree.unflatten(self.treedef, leaves)
+
+  def scatter(self, tree: Any, runs: list[Run]) -> None:
+    """Puts leaves of a gathered tree that are copies back into the runs that hold them."""
+    for at, leaf in zip(self.offsets, jax.tree.leaves(tree), strict=True):
+      pieces = _pieces(runs, at, leaf.size)
+      if len(pieces) > 1:
+        for offset, array in pieces:
+          np.copyto(array, leaf.reshape(-1)[offset : offset + array.size])
 
   def abstract(self, dtype: Any) -> Any:
     """The tree as `jax.ShapeDtypeStruct`."""
@@ -89,10 +103,20 @@ class Layout:
     return jax.tree.unflatten(self.treedef, leaves)
 
 
+def _pieces(runs: list[Run], at: int, size: int) -> list[tuple[int, np.ndarray]]:
+  """What the runs hold of a leaf: its first element there, and the memory."""
+  out = []
+  for run in sorted(runs, key=lambda run: run.start):
+    start, stop = max(at, run.start), min(at + size, run.stop)
+    if start < stop:
+      out.append((start - at, run.array[start - run.start : stop - run.start]))
+  return out
+
+
 def _cuts(elements: int, delayed_fraction: float) -> dict[Part, tuple[int, int]]:
   if not 0 <= delayed_fraction <= 1:
     raise ValueError(f"--delayed_fraction={delayed_fraction} must be between 0 and 1.")
-  cut = min(_round_up(math.ceil(delayed_fraction * elements), CUT), elements)
+  cut = min(_round_up(math.ceil(delayed_fraction * elements), PAGE), elements)
   cuts = {Part.DELAYED: (0, cut), Part.NOW: (cut, elements)}
   return {part: span for part, span in cuts.items() if span[0] < span[1]}
 

@@ -8,13 +8,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from offload.arrays import Arrays, HostSlots
+from offload.arrays import HostSpecs
 from offload.layout import Layout
 from offload.programs import Programs, Where
+from offload.store import Store
 from offload.transport import Transport
 from offload.update import Updater
 from schedules.simulate import Profile
-from schedules.steps import Kind, Object, Queue
+from schedules.steps import Kind, Queue
 
 _REPEATS, _SECONDS = 15, 0.5  # of each thing: whichever ends first, but three at least
 _ON_CPU = frozenset({Queue.DEVICE, Queue.HOST_UPDATE, Queue.HOST_TO_DEVICE, Queue.DEVICE_TO_HOST})
@@ -26,25 +27,24 @@ def probe(
   resident: Any,
   updater: Updater,
   transport: Transport,
-  host: HostSlots,
-  arrays: Arrays,
+  specs: HostSpecs,
+  store: Store,
 ) -> Profile:
   """A profile from the median of a few calls each, on buffers of the run's own sizes.
 
   What it writes to SSD are arrays of its own, which it removes.
   """
-  vectors = {kind: host.spare(kind) for kind in (Kind.PARAMETERS, Kind.STATES, Kind.GRADIENTS)}
+  kinds = (Kind.PARAMETERS, Kind.STATES, Kind.GRADIENTS)
+  vectors = {kind: specs.vector(kind, layout.elements) for kind in kinds}
   views = layout.views(vectors[Kind.PARAMETERS])
   unit = transport.up(views)
   device = _device_seconds(programs, resident, unit)
   up = _seconds(lambda: transport.up(views))
   gradients = programs.unit_zeros()
   down = _seconds(lambda: transport.down(gradients, layout.views(vectors[Kind.GRADIENTS])))
-  states, item = vectors[Kind.STATES], Object(Kind.STATES, -1)
+  states = vectors[Kind.STATES]
   states.fill(1e-3)
-  write = _seconds(lambda: arrays.write(item, layout.parts, states))
-  read = _seconds(lambda: arrays.read(item, layout.parts, states))
-  arrays.remove(item, layout.parts)
+  read, write = _ssd_seconds(store, states)
   update = _seconds(lambda: updater.apply(0, *vectors.values(), decayed=layout.decayed))
   bytes_of = lambda tree: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
   rates = {
@@ -68,6 +68,18 @@ def _device_seconds(programs: Programs, resident: Any, unit: Any) -> tuple[float
   zeros = lambda: (programs.unit_zeros(), programs.head_zeros())
   last = _seconds(lambda: programs.loss_backward(unit, head, x, targets, scale, *zeros(), at))
   return forward, backward, last
+
+
+def _ssd_seconds(store: Store, states: np.ndarray) -> tuple[float, float]:
+  """Of a unit's states, read and written through the store, a row each as the run does."""
+  rows = {f"probe/{i}": row for i, row in enumerate(states)}
+  for name, row in rows.items():
+    store.create(name, row.size, row.dtype)
+  write = _seconds(lambda: store.write(rows))
+  read = _seconds(lambda: store.read(rows))
+  for name in rows:
+    store.remove(name)
+  return read, write
 
 
 def _seconds(call: Callable[[], Any]) -> float:

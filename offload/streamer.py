@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from offload.actions import Actions, Batch, Batches
-from offload.arrays import Arrays, HostSlots, host_specs
-from offload.buffers import aligned
+from offload.arrays import Arrays, HostSlots, HostSpecs
+from offload.cuts import Cuts
 from offload.executor import Executor, Span
 from offload.layout import Layout
 from offload.probe import probe
@@ -24,7 +24,18 @@ from schedules.pools import Pools
 from schedules.registry import Schedule
 from schedules.residency import derive
 from schedules.simulate import Profile
-from schedules.steps import RESIDENT_UNIT, Access, Kind, Mode, Object, Queue, Step, Tier, Work
+from schedules.steps import (
+  RESIDENT_UNIT,
+  Access,
+  Kind,
+  Mode,
+  Object,
+  Queue,
+  Slice,
+  Step,
+  Tier,
+  Work,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +91,10 @@ class Streamer:
     self._updater = Updater(settings.optimizer, model.dtype)
     names = self._updater.names
     self._transport = TRANSPORTS[settings.transport]()
-    self._host = HostSlots(host_specs(layout, self._programs.boundary, names, model.dtype))
-    self._arrays = Arrays(store, layout, names)
+    self._cuts = Cuts(settings.pools)
+    self._specs = HostSpecs(self._cuts, self._programs.boundary, names, model.dtype)
+    self._host = HostSlots(self._specs)
+    self._store, self._arrays = store, Arrays(store, self._cuts, names)
     self._resident = self._initialise(jax.random.key(settings.seed))
 
   @property
@@ -100,8 +113,8 @@ class Streamer:
     """
     s = self._settings
     actions = Actions(
-      *(s.work, self._layout, self._programs, self._updater, self._resident, self._transport),
-      *(self._host, self._arrays, self._batches, s.seed),
+      *(s.work, self._layout, self._cuts, self._programs, self._updater),
+      *(self._resident, self._transport, self._host, self._arrays, self._batches, s.seed),
     )
     losses, ends = [], [time.perf_counter()]
 
@@ -141,7 +154,7 @@ class Streamer:
     """What this run's computations and transfers take on this machine, measured one at a time."""
     return probe(
       *(self._layout, self._programs, self._resident.parameters, self._updater),
-      *(self._transport, self._host, self._arrays),
+      *(self._transport, self._specs, self._store),
     )
 
   def unit_parameters(self, unit: int) -> Any:
@@ -150,7 +163,7 @@ class Streamer:
 
   def unit_states(self, unit: int) -> dict[str, np.ndarray]:
     """One unit's optimizer vectors by name, flat, as the layout has them."""
-    return dict(zip(self._updater.names, self._stored(Kind.STATES, unit).copy(), strict=True))
+    return dict(zip(self._updater.names, self._stored(Kind.STATES, unit), strict=True))
 
   @property
   def resident_parameters(self) -> Any:
@@ -163,8 +176,8 @@ class Streamer:
   def _initialise(self, key: jax.Array) -> Resident:
     model, layout = self._model, self._layout
     init_unit = jax.jit(model.init_unit)
-    masters = aligned((layout.elements,), np.float32)
-    states = aligned((len(self._updater.names), layout.elements), np.float32)
+    masters = self._specs.vector(Kind.GRADIENTS, layout.elements)
+    states = self._specs.vector(Kind.STATES, layout.elements)
     for u in range(model.units):
       tree = init_unit(jax.random.fold_in(key, u))
       jax.tree.map(lambda view, leaf: np.copyto(view, leaf), layout.views(masters), tree)
@@ -175,22 +188,38 @@ class Streamer:
     initial = jax.jit(model.init_resident)(jax.random.fold_in(key, model.units))
     return Resident(initial, self._settings.optimizer, model.dtype)
 
-  def _put(self, kind: Kind, unit: int, value: np.ndarray) -> None:
-    home = self._home(kind, unit)
-    if home.tier is Tier.HOST:
-      np.copyto(self._host[home], value)
-    else:
-      self._arrays.write(home.object, home.parts, value)
+  def _put(self, kind: Kind, unit: int, vector: np.ndarray) -> None:
+    for access in self._at_home(kind, unit):
+      if access.tier is Tier.HOST:
+        for run in self._cuts.runs(kind, access.slices, self._host[access]):
+          np.copyto(run.array, vector[..., run.start : run.stop])
+      else:
+        self._arrays.write(access.object, access.slices, self._streamed(kind, vector))
 
   def _stored(self, kind: Kind, unit: int) -> np.ndarray:
-    home = self._home(kind, unit)
-    if home.tier is Tier.HOST:
-      return self._host[home]
-    buffer = self._host.spare(kind)
-    self._arrays.read(home.object, home.parts, buffer)
-    return buffer
+    """A copy of a unit's vector, or of its stacked ones."""
+    vector = self._specs.vector(kind, self._layout.elements)
+    for access in self._at_home(kind, unit):
+      if access.tier is Tier.HOST:
+        for run in self._cuts.runs(kind, access.slices, self._host[access]):
+          np.copyto(vector[..., run.start : run.stop], run.array)
+      else:
+        self._arrays.read(access.object, access.slices, self._streamed(kind, vector))
+    return vector
 
-  def _home(self, kind: Kind, unit: int) -> Access:
+  def _streamed(self, kind: Kind, vector: np.ndarray) -> np.ndarray:
+    """The run of a vector that a ring's buffer holds: its slices on SSD."""
+    first = next(s for s in self._settings.pools.vectors[kind] if s.home is Tier.SSD)
+    start = self._cuts.start(kind, first)
+    return vector[..., start : start + self._cuts.length(kind, Tier.SSD)]
+
+  def _at_home(self, kind: Kind, unit: int) -> list[Access]:
+    """Where a unit's vectors are between iterations."""
     item, pools, work = Object(kind, unit), self._settings.pools, self._settings.work
-    slot = pools.home_slot(item, work)
-    return Access(pools.home(item, work), item, Mode.READ, self._layout.parts, slot)
+    homes: dict[Tier, list[Slice]] = {}
+    for piece in pools.vectors[kind]:
+      homes.setdefault(pools.home(item, piece, work), []).append(piece)
+    return [
+      Access(tier, item, Mode.READ, tuple(slices), pools.home_slot(item, tier, work))
+      for tier, slices in homes.items()
+    ]

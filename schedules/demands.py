@@ -1,7 +1,9 @@
 """What each computation reads and writes, and where: the dataflow that all schedules share."""
 
+from schedules.pools import CUT, Pools
 from schedules.steps import (
   RESIDENT_UNIT,
+  WHOLE,
   Access,
   Action,
   Computation,
@@ -24,9 +26,14 @@ def queue_of(c: Computation) -> Queue:
 class Demands:
   """Turns a computation into its accesses; remembers which gradients an iteration has begun."""
 
-  def __init__(self, work: Work, master_is_parameter: bool):
+  def __init__(self, work: Work, pools: Pools):
     self._work = work
-    self._master_is_parameter = master_is_parameter
+    self._master_is_parameter = pools.master_is_parameter
+    self._slices = {
+      (kind, parts): pools.slices(kind, parts)
+      for kind in CUT
+      for parts in {work.parts, *((part,) for part in work.parts)}
+    }
     self._begun: set[Object] = set()
 
   def of(self, c: Computation) -> tuple[Access, ...]:
@@ -38,17 +45,17 @@ class Demands:
 
   def _forward(self, u: int, m: int | None) -> tuple[Access, ...]:
     reads = [self._parameters(u), self._input(u, m)]
-    return (*reads, _device(Object(Kind.BOUNDARY, u, m), Mode.WRITE))
+    return (*reads, self._device(Object(Kind.BOUNDARY, u, m), Mode.WRITE))
 
   def _backward(self, u: int, m: int | None) -> tuple[Access, ...]:
     accesses = [self._parameters(u), self._input(u, m)]
-    accesses.append(self._accumulate(Object(Kind.GRADIENTS, u), self._work.parts))
+    accesses.append(self._accumulate(Object(Kind.GRADIENTS, u)))
     if u < self._work.last:
-      accesses.append(_device(Object(Kind.BOUNDARY_GRADIENT, u, m), Mode.READ))
+      accesses.append(self._device(Object(Kind.BOUNDARY_GRADIENT, u, m), Mode.READ))
     if u > 0:
-      accesses.append(_device(Object(Kind.BOUNDARY_GRADIENT, u - 1, m), Mode.WRITE))
+      accesses.append(self._device(Object(Kind.BOUNDARY_GRADIENT, u - 1, m), Mode.WRITE))
     if u == self._work.last:
-      accesses.append(_device(Object(Kind.RESIDENT, RESIDENT_UNIT), Mode.READ))
+      accesses.append(self._device(Object(Kind.RESIDENT, RESIDENT_UNIT), Mode.READ))
     if u in (0, self._work.last):
       accesses.append(self._accumulate(Object(Kind.RESIDENT_GRADIENTS, u)))
     return tuple(dict.fromkeys(accesses))
@@ -56,35 +63,35 @@ class Demands:
   def _update(self, c: Computation) -> tuple[Access, ...]:
     self._begun.discard(Object(Kind.GRADIENTS, c.unit))
     how = Mode.MODIFY if self._master_is_parameter else Mode.WRITE
-    parts = (c.part,)
-    return (
-      Access(Tier.HOST, Object(Kind.STATES, c.unit), Mode.MODIFY, parts),
-      Access(Tier.HOST, Object(Kind.PARAMETERS, c.unit), how, parts),
-      Access(Tier.HOST, Object(Kind.GRADIENTS, c.unit), Mode.READ, parts),
+    modes = {Kind.STATES: Mode.MODIFY, Kind.PARAMETERS: how, Kind.GRADIENTS: Mode.READ}
+    return tuple(
+      Access(Tier.HOST, Object(kind, c.unit), mode, self._slices[kind, (c.part,)])
+      for kind, mode in modes.items()
     )
 
   def _resident_update(self) -> tuple[Access, ...]:
     gradients = [Object(Kind.RESIDENT_GRADIENTS, u) for u in sorted({0, self._work.last})]
     self._begun.difference_update(gradients)
     return (
-      _device(Object(Kind.RESIDENT, RESIDENT_UNIT), Mode.MODIFY),
-      *(_device(g, Mode.READ) for g in gradients),
+      self._device(Object(Kind.RESIDENT, RESIDENT_UNIT), Mode.MODIFY),
+      *(self._device(g, Mode.READ) for g in gradients),
     )
 
   def _parameters(self, u: int) -> Access:
-    return _device(Object(Kind.PARAMETERS, u), Mode.READ, self._work.parts)
+    return self._device(Object(Kind.PARAMETERS, u), Mode.READ)
 
   def _input(self, u: int, m: int | None) -> Access:
     """The first unit's input is the embedding of the tokens: it is recomputed, never stored."""
     if u == 0:
-      return _device(Object(Kind.RESIDENT, RESIDENT_UNIT), Mode.READ)
-    return _device(Object(Kind.BOUNDARY, u - 1, m), Mode.READ)
+      return self._device(Object(Kind.RESIDENT, RESIDENT_UNIT), Mode.READ)
+    return self._device(Object(Kind.BOUNDARY, u - 1, m), Mode.READ)
 
-  def _accumulate(self, item: Object, parts=None) -> Access:
+  def _accumulate(self, item: Object) -> Access:
     mode = Mode.MODIFY if item in self._begun else Mode.WRITE
     self._begun.add(item)
-    return _device(item, mode, parts)
+    return self._device(item, mode)
 
-
-def _device(item: Object, mode: Mode, parts=None) -> Access:
-  return Access(Tier.DEVICE, item, mode, parts) if parts else Access(Tier.DEVICE, item, mode)
+  def _device(self, item: Object, mode: Mode) -> Access:
+    """The device holds objects whole."""
+    slices = self._slices[item.kind, self._work.parts] if item.kind in CUT else (WHOLE,)
+    return Access(Tier.DEVICE, item, mode, slices)

@@ -1,37 +1,60 @@
-"""Where objects live: a home for every kind, and a ring of equal buffers on each tier it passes."""
+"""Where objects live: a home for every slice, and rings of equal buffers that they pass through."""
 
-import collections
 import dataclasses
 import itertools
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 
-from schedules.steps import RESIDENT_UNIT, Kind, Object, Part, Queue, Tier, Work
+from schedules.steps import RESIDENT_UNIT, WHOLE, Kind, Object, Part, Queue, Slice, Tier, Work
 
 PERSISTENT = (Kind.PARAMETERS, Kind.STATES)  # what outlives an iteration
-UPDATED = (*PERSISTENT, Kind.GRADIENTS)  # what updates read in host memory
+CUT = (*PERSISTENT, Kind.GRADIENTS)  # flat vectors, cut into slices; updates read them on the host
+PAGE = 2048  # elements: a disk page in bfloat16 and two in float32; slices begin and end at one
 _DEPTH = {Tier.DEVICE: 0, Tier.HOST: 1, Tier.SSD: 2}
 _BOUNDARIES = (Kind.BOUNDARY, Kind.BOUNDARY_GRADIENT)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-  """Bytes of one object of each kind, by part.
+  """Bytes and elements of one object of each kind, before anything is placed.
 
-  `bytes` are those of a buffer and of an SSD array, padding included; `payload` are those that
-  cross the device's link, which carries no padding.
+  Attributes:
+    widths: bytes for each element of the kinds that are cut, all the optimizer's vectors together.
+    elements: of each part of a unit's flat vector, padding included.
+    payload: bytes that cross the device's link, which carries no padding.
+    whole: bytes of the kinds that are not cut.
   """
 
-  bytes: Mapping[tuple[Kind, Part], int]
-  payload: Mapping[tuple[Kind, Part], int]
+  widths: Mapping[Kind, int]
+  elements: Mapping[Part, int]
+  payload: Mapping[Kind, int]
+  whole: Mapping[Kind, int]
 
-  def moved(self, queue: Queue, kind: Kind, parts: tuple[Part, ...]) -> int:
-    """Bytes that a transfer of an object's parts moves."""
-    on_ssd = queue in (Queue.SSD_READ, Queue.SSD_WRITE)
-    sizes = self.bytes if on_ssd else self.payload
-    return sum(sizes[kind, part] for part in parts)
+  def bytes(self, kind: Kind) -> int:
+    """Of one object, padding included."""
+    if kind in CUT:
+      return self.widths[kind] * sum(self.elements.values())
+    return self.whole[kind]
 
-  def whole(self, kind: Kind) -> int:
-    return sum(size for (k, _), size in self.bytes.items() if k is kind)
+
+def cut(elements: Mapping[Part, int], on_host: float | Mapping[Part, float]) -> dict[Slice, int]:
+  """Slices of a vector of which a share has its home on the host, the rest on SSD.
+
+  Host slices end at a whole page, rounded down. The slices on SSD lie side by side in the vector,
+  between the host's, so that a host buffer through which they stream is one run of the vector.
+  """
+  kept, streamed = {}, {}
+  for part, count in elements.items():
+    share = on_host if isinstance(on_host, float | int) else on_host[part]
+    kept[part] = count if share >= 1 else min(count, math.floor(share * count / PAGE) * PAGE)
+    streamed[part] = count - kept[part]
+  order = [
+    (Slice(Part.DELAYED, Tier.HOST), kept),
+    (Slice(Part.DELAYED, Tier.SSD), streamed),
+    (Slice(Part.NOW, Tier.SSD), streamed),
+    (Slice(Part.NOW, Tier.HOST), kept),
+  ]
+  return {s: counts[s.part] for s, counts in order if counts.get(s.part)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,52 +62,82 @@ class Pools:
   """Homes and rings.
 
   An object at home has a buffer of its own. Below its home it never goes; on the tiers above it
-  passes through the kind's ring, whose buffers are reused oldest first.
+  passes through the kind's ring, whose buffers are reused oldest first. A host ring of a kind that
+  is cut has buffers for its slices on SSD alone: the others have theirs at home.
 
-  `spilled` of the micro-batches keep their boundaries on SSD though the kind's home is the host.
-  `master_is_parameter` says that the optimizer's master values are the parameters themselves
-  (float32), which an update then has to read.
+  Attributes:
+    vectors: elements of each slice of the kinds that are cut, alike for all units, in the vector's
+      order; their homes are the host and the SSD.
+    homes: of boundaries and their gradients.
+    spilled: so many of the micro-batches keep their boundaries on SSD though the home is the host.
+    master_is_parameter: the optimizer's master values are the parameters themselves (float32),
+      which an update then has to read.
   """
 
+  sizes: Sizes
+  vectors: Mapping[Kind, Mapping[Slice, int]]
   homes: Mapping[Kind, Tier]
   rings: Mapping[tuple[Tier, Kind], int]
   spilled: int = 0
   master_is_parameter: bool = True
 
   def __post_init__(self):
-    on_device = [kind for kind in UPDATED if self.homes.get(kind) is Tier.DEVICE]
-    if on_device:
-      raise ValueError(
-        f"{on_device[0]} cannot be at home on the device, since updates run on the host: give the "
-        "device a ring of as many buffers as there are units."
-      )
+    for kind, vector in self.vectors.items():
+      if any(piece.home not in (Tier.HOST, Tier.SSD) for piece in vector):
+        raise ValueError(
+          f"{kind} cannot be at home on the device, since updates run on the host: give the device "
+          "a ring of as many buffers as there are units."
+        )
 
-  def home(self, item: Object, work: Work) -> Tier:
+  def slices(self, kind: Kind, parts: tuple[Part, ...]) -> tuple[Slice, ...]:
+    """The slices of some parts of a kind that is cut."""
+    return tuple(piece for piece in self.vectors[kind] if piece.part in parts)
+
+  def home(self, item: Object, piece: Slice, work: Work) -> Tier:
+    if piece.home is not None:
+      return piece.home
     home = self.homes.get(item.kind, Tier.DEVICE)
     if item.kind in _BOUNDARIES and home is Tier.HOST and item.micro_batch is not None:
       return Tier.SSD if item.micro_batch >= work.micro_batches - self.spilled else home
     return home
 
-  def home_slot(self, item: Object, work: Work) -> int:
-    """The buffer of an object on its home tier; they are numbered after the ring's."""
-    ring = self.rings.get((self.homes.get(item.kind, Tier.DEVICE), item.kind), 0)
+  def home_slot(self, item: Object, tier: Tier, work: Work) -> int:
+    """The buffer of an object at home on a tier; they are numbered after the ring's."""
+    ring = self.rings.get((tier, item.kind), 0)
     if item.micro_batch is None:
       return ring + max(item.unit, 0)
     return ring + item.unit * work.micro_batches + item.micro_batch
 
-  def buffers(self, tier: Tier, kind: Kind, work: Work) -> int:
-    """Buffers that the kind takes on a tier: one per object at home there, and the ring through
-    which those pass whose home is further down."""
-    homes = collections.Counter(self.home(item, work) for item in objects(kind, work))
-    passing = any(_DEPTH[home] > _DEPTH[tier] for home in homes)
-    return homes[tier] + (self.rings.get((tier, kind), 0) if passing else 0)
+  def bytes(self, kind: Kind, slices: Iterable[Slice]) -> int:
+    """Of slices of one object, in a buffer or on SSD."""
+    if kind not in CUT:
+      return self.sizes.whole[kind]
+    return self.sizes.widths[kind] * sum(self.vectors[kind][piece] for piece in slices)
 
-  def peak_bytes(self, work: Work, sizes: Sizes) -> dict[Tier, int]:
+  def moved(self, queue: Queue, kind: Kind, slices: Iterable[Slice]) -> int:
+    """Bytes that a transfer of an object's slices moves; the device's link takes objects whole."""
+    if queue in (Queue.SSD_READ, Queue.SSD_WRITE):
+      return self.bytes(kind, slices)
+    return self.sizes.payload[kind]
+
+  def peak_bytes(self, work: Work) -> dict[Tier, int]:
     """Bytes of all buffers of a tier: known before anything runs, and never exceeded."""
-    return {
-      tier: sum(self.buffers(tier, kind, work) * sizes.whole(kind) for kind in Kind)
-      for tier in Tier
-    }
+    return {tier: sum(self._tier_bytes(tier, kind, work) for kind in Kind) for tier in Tier}
+
+  def _tier_bytes(self, tier: Tier, kind: Kind, work: Work) -> int:
+    ring = self.rings.get((tier, kind), 0)
+    if kind not in CUT:
+      homes = [self.home(item, WHOLE, work) for item in objects(kind, work)]
+      passing = any(_DEPTH[home] > _DEPTH[tier] for home in homes)
+      return (homes.count(tier) + ring * passing) * self.sizes.whole[kind]
+    at_home = [piece for piece in self.vectors[kind] if piece.home is tier]
+    passing = [piece for piece in self.vectors[kind] if _DEPTH[_home(piece)] > _DEPTH[tier]]
+    return work.units * self.bytes(kind, at_home) + ring * self.bytes(kind, passing)
+
+
+def _home(piece: Slice) -> Tier:
+  assert piece.home is not None
+  return piece.home
 
 
 def objects(kind: Kind, work: Work) -> list[Object]:

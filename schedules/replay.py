@@ -14,12 +14,13 @@ from schedules.registry import Schedule
 from schedules.residency import derive, places
 from schedules.steps import (
   RESIDENT_UNIT,
+  WHOLE,
   Access,
   Action,
   Computation,
   Kind,
   Mode,
-  Part,
+  Slice,
   Step,
   Work,
 )
@@ -54,9 +55,15 @@ class Replay:
 
   def take(self, step: Step) -> None:
     if step.computation is None:
-      source, target = step.accesses
-      for part, a, b in zip(source.parts, places(source), places(target), strict=True):
-        self._held[b] = self._look(step, a, source, part)
+      labels = {
+        piece: self._look(step, place, source, piece)
+        for source in step.sources
+        for piece, place in zip(source.slices, places(source), strict=True)
+      }
+      written = [place for target in step.targets for place in places(target)]
+      if {place[3] for place in written} != set(labels):
+        raise ScheduleError(f"{step} does not write what it reads.")
+      self._held |= {place: labels[place[3]] for place in written}
       return
     for access in step.accesses:
       if access.mode.reads:
@@ -74,33 +81,31 @@ class Replay:
     """
     for kind in (*PERSISTENT, Kind.RESIDENT):
       for item in objects(kind, self._work):
-        parts = (Part.WHOLE,) if kind is Kind.RESIDENT else self._work.parts
-        home, slot = self._pools.home(item, self._work), self._pools.home_slot(item, self._work)
-        access = Access(home, item, Mode.READ, parts, slot)
-        for part, place in zip(parts, places(access), strict=True):
-          if self._held.get(place) != (item, part, last + 1):
+        pieces = (WHOLE,) if kind is Kind.RESIDENT else self._pools.vectors[kind]
+        for piece in pieces:
+          home = self._pools.home(item, piece, self._work)
+          slot = self._pools.home_slot(item, home, self._work)
+          place = places(Access(home, item, Mode.READ, (piece,), slot))[0]
+          if self._held.get(place) != (item, piece, last + 1):
             raise ScheduleError(f"{item} at home on the {home} is not that of the last update.")
 
-  def _look(self, step: Step, place: tuple, access: Access, part: Part) -> Label:
+  def _look(self, step: Step, place: tuple, access: Access, piece: Slice) -> Label:
     item = access.object
     if place not in self._held:
-      at_home = self._pools.home(item, self._work) is access.tier
+      at_home = self._pools.home(item, piece, self._work) is access.tier
       if at_home and item.kind in (Kind.PARAMETERS, Kind.STATES, Kind.RESIDENT):
-        return (item, part, self._first)
+        return (item, piece, self._first)
       raise ScheduleError(f"{step} reads {item} on the {access.tier}, where nothing was put.")
     return self._held[place]
 
   def _expect(self, step: Step, access: Access) -> None:
     c = step.computation
     assert c is not None
-    for part, place in zip(access.parts, places(access), strict=True):
-      found = self._look(step, place, access, part)
-      wanted = self._wanted(c, access, part)
+    for piece, place in zip(access.slices, places(access), strict=True):
+      found = self._look(step, place, access, piece)
+      wanted = (access.object, piece, c.iteration)
       if found[: len(wanted)] != wanted or not self._complete(c, access, found):
         raise ScheduleError(f"{step} finds {_say(found)} where it needs {_say(wanted)}.")
-
-  def _wanted(self, c: Computation, access: Access, part: Part) -> Label:
-    return (access.object, part, c.iteration)
 
   def _complete(self, c: Computation, access: Access, found: Label) -> bool:
     """Gradients that an update reads are the sum over every micro-batch, each of them once."""
@@ -110,16 +115,16 @@ class Replay:
     return sorted(found[3]) == list(range(self._work.micro_batches))
 
   def _made(self, c: Computation, access: Access, place: tuple) -> Label:
-    item, part = access.object, place[3]
+    item, piece = access.object, place[3]
     if item.kind in (Kind.GRADIENTS, Kind.RESIDENT_GRADIENTS):
       before = self._held[place][3] if access.mode.reads else ()
-      return (item, part, c.iteration, (*before, c.micro_batch))
+      return (item, piece, c.iteration, (*before, c.micro_batch))
     if c.action is Action.UPDATE:
-      return (item, part, c.iteration + 1)
-    return (item, part, c.iteration)
+      return (item, piece, c.iteration + 1)
+    return (item, piece, c.iteration)
 
 
 def _say(label: Label) -> str:
-  item, part, iteration = label[:3]
+  item, piece, iteration = label[:3]
   name = "the resident parameters" if item.unit == RESIDENT_UNIT else str(item)
-  return f"{name}{'' if part is Part.WHOLE else f' ({part} part)'} of iteration {iteration}"
+  return f"{name}{'' if piece == WHOLE else f' ({piece})'} of iteration {iteration}"

@@ -3,7 +3,8 @@
 On each tier, from the device down, the rule is the same. What a step reads is brought up if it is
 not there. The oldest buffer that is not in use makes room. What has left and is read again was
 carried down, once, right after it was produced; what nobody reads again is dropped. What an update
-changes is written through to its home and stays usable where it is.
+changes is written through to its home and stays usable where it is. Slices with their home on a
+tier have a buffer of their own there, and never leave it.
 
 Buffers are reused oldest first even when a younger one is free: a ring through which everything
 streams keeps two transfers in flight, where the buffer freed last would be waited for.
@@ -16,7 +17,7 @@ from collections.abc import Iterable, Iterator
 
 from schedules.demands import Demands, queue_of
 from schedules.pools import PERSISTENT, Pools
-from schedules.steps import Access, Computation, Kind, Mode, Object, Part, Queue, Step, Tier, Work
+from schedules.steps import Access, Computation, Kind, Mode, Object, Queue, Slice, Step, Tier, Work
 
 _UP = {Tier.DEVICE: Queue.HOST_TO_DEVICE, Tier.HOST: Queue.SSD_READ}
 _DOWN = {Tier.DEVICE: Queue.DEVICE_TO_HOST, Tier.HOST: Queue.SSD_WRITE}
@@ -31,15 +32,15 @@ class _Draft:
   computation: Computation | None
   accesses: list[Access]
   loads: list["_Draft"] = dataclasses.field(default_factory=list)
-  carried: dict[Object, list[Part]] = dataclasses.field(default_factory=dict)
+  carried: dict[Object, list[Slice]] = dataclasses.field(default_factory=dict)
 
   def __str__(self) -> str:
     return str(self.computation or f"{self.queue} of {self.accesses[0].object}")
 
-  def carry(self, item: Object, parts: Iterable[Part]) -> None:
-    """Has `parts` of what this step writes carried one tier down."""
+  def carry(self, item: Object, slices: Iterable[Slice]) -> None:
+    """Has `slices` of what this step writes carried one tier down."""
     known = self.carried.setdefault(item, [])
-    known += [part for part in parts if part not in known]
+    known += [piece for piece in slices if piece not in known]
 
 
 def derive(batches: Iterable[list[Computation]], work: Work, pools: Pools) -> Iterator[Step]:
@@ -48,7 +49,7 @@ def derive(batches: Iterable[list[Computation]], work: Work, pools: Pools) -> It
   Raises:
     ValueError: a pool is too small for a computation, or one reads what nothing has produced.
   """
-  demands = Demands(work, pools.master_is_parameter)
+  demands = Demands(work, pools)
   drafts = ([_draft(c, demands) for c in batch] for batch in batches)
   for tier in (Tier.DEVICE, Tier.HOST):
     drafts = _TierPass(tier, work, pools).run(drafts)
@@ -64,9 +65,9 @@ class _TierPass:
 
   def __init__(self, tier: Tier, work: Work, pools: Pools):
     self._tier, self._work, self._pools = tier, work, pools
-    self._slot: dict[Object, int] = {}
-    self._valid: dict[Object, set[Part]] = {}
-    self._writer: dict[Object, dict[Part, _Draft]] = {}  # the newest value was produced up here
+    self._slot: dict[Object, int] = {}  # of the ring
+    self._valid: dict[Object, set[Slice]] = {}
+    self._writer: dict[Object, dict[Slice, _Draft]] = {}  # the newest value was produced up here
     self._rings: dict[object, dict[int, Object | None]] = {}  # slot -> occupant, oldest use first
 
   def run(self, batches: Iterable[list[_Draft]]) -> Iterator[list[_Draft]]:
@@ -83,59 +84,86 @@ class _TierPass:
 
   def _visit(self, draft: _Draft) -> None:
     in_use: set[tuple[object, int]] = set()
-    for i, access in enumerate(draft.accesses):
+    accesses: list[Access] = []
+    for access in draft.accesses:
       if access.tier is self._tier:
-        slot = self._acquire(access.object, in_use, draft)
-        in_use.add((access.object.kind, slot))
-        draft.accesses[i] = dataclasses.replace(access, slot=slot)
-        if access.mode.reads:
-          self._bring(draft, access, slot)
-        if access.mode.writes:
-          self._produce(draft, access)
-      elif access.tier is self._tier.below and draft.computation is not None:
+        accesses += [self._place(draft, a, in_use) for a in self._by_home(access)]
+        continue
+      accesses.append(access)
+      if access.tier is self._tier.below and draft.computation is not None:
         self._use_below(access)
+    draft.accesses = accesses
 
-  def _bring(self, draft: _Draft, access: Access, slot: int) -> None:
+  def _place(self, draft: _Draft, access: Access, in_use: set[tuple[object, int]]) -> Access:
+    """Gives an access its slot there, and brings up what it reads."""
     item = access.object
-    missing = tuple(p for p in access.parts if p not in self._valid.get(item, ()))
+    if self._is_home(item, access.slices[0]):
+      slot = self._pools.home_slot(item, self._tier, self._work)
+    else:
+      slot = self._ring_slot(item, in_use, draft)
+      in_use.add((item.kind, slot))
+    placed = dataclasses.replace(access, slot=slot)
+    if access.mode.reads:
+      self._bring(draft, placed)
+    if access.mode.writes:
+      self._produce(draft, placed)
+    return placed
+
+  def _by_home(self, access: Access) -> list[Access]:
+    """An access for the slices at home on this tier, and one for those that pass through."""
+    groups: dict[bool, list[Slice]] = {}
+    for piece in access.slices:
+      groups.setdefault(self._is_home(access.object, piece), []).append(piece)
+    if len(groups) == 1:
+      return [access]
+    return [dataclasses.replace(access, slices=tuple(slices)) for slices in groups.values()]
+
+  def _is_home(self, item: Object, piece: Slice) -> bool:
+    return self._pools.home(item, piece, self._work) is self._tier
+
+  def _bring(self, draft: _Draft, access: Access) -> None:
+    item = access.object
+    missing = tuple(piece for piece in access.slices if not self._is_there(item, piece))
     if not missing:
       return
     self._carry(item, missing)
     if item.kind not in PERSISTENT and not self._was_written(item, missing):
       raise ValueError(f"{draft} reads {item}, which nothing has produced.")
     source = Access(self._tier.below, item, Mode.READ, missing)
-    target = Access(self._tier, item, Mode.WRITE, missing, slot)
+    target = Access(self._tier, item, Mode.WRITE, missing, access.slot)
     draft.loads.append(_Draft(_UP[self._tier], draft.iteration, None, [source, target]))
     self._valid.setdefault(item, set()).update(missing)
 
+  def _is_there(self, item: Object, piece: Slice) -> bool:
+    if piece in self._valid.get(item, ()):
+      return True
+    return item.kind in (*PERSISTENT, Kind.RESIDENT) and self._is_home(item, piece)
+
   def _produce(self, draft: _Draft, access: Access) -> None:
     item = access.object
-    self._valid.setdefault(item, set()).update(access.parts)
-    self._writer.setdefault(item, {}).update(dict.fromkeys(access.parts, draft))
-    home_is_below = self._pools.home(item, self._work) not in (Tier.DEVICE, self._tier)
-    if item.kind in PERSISTENT and home_is_below:
-      draft.carry(item, access.parts)
+    self._valid.setdefault(item, set()).update(access.slices)
+    self._writer.setdefault(item, {}).update(dict.fromkeys(access.slices, draft))
+    if item.kind in PERSISTENT and not self._is_home(item, access.slices[0]):
+      draft.carry(item, access.slices)
 
   def _use_below(self, access: Access) -> None:
     """A step of the tier below reads or overwrites something that may be newer up here."""
     if access.mode.reads:
-      self._carry(access.object, access.parts)
+      self._carry(access.object, access.slices)
     if access.mode.writes:
-      self._valid.get(access.object, set()).difference_update(access.parts)
-      for part in access.parts:
-        self._writer.get(access.object, {}).pop(part, None)
+      self._valid.get(access.object, set()).difference_update(access.slices)
+      for piece in access.slices:
+        self._writer.get(access.object, {}).pop(piece, None)
 
-  def _carry(self, item: Object, parts: Iterable[Part]) -> None:
-    for part in parts:
-      if part in self._writer.get(item, {}):
-        self._writer[item][part].carry(item, [part])
+  def _carry(self, item: Object, slices: Iterable[Slice]) -> None:
+    for piece in slices:
+      if piece in self._writer.get(item, {}):
+        self._writer[item][piece].carry(item, [piece])
 
-  def _was_written(self, item: Object, parts: Iterable[Part]) -> bool:
-    return all(part in self._writer.get(item, {}) for part in parts)
+  def _was_written(self, item: Object, slices: Iterable[Slice]) -> bool:
+    return all(piece in self._writer.get(item, {}) for piece in slices)
 
-  def _acquire(self, item: Object, in_use: set[tuple[object, int]], draft: _Draft) -> int:
-    if self._pools.home(item, self._work) is self._tier:
-      return self._home_slot(item)
+  def _ring_slot(self, item: Object, in_use: set[tuple[object, int]], draft: _Draft) -> int:
     size = self._pools.rings.get((self._tier, item.kind), 0)
     ring = self._rings.setdefault(item.kind, dict.fromkeys(range(size)))
     slot = self._slot.get(item)
@@ -151,33 +179,25 @@ class _TierPass:
     ring[slot] = item  # youngest
     return slot
 
-  def _home_slot(self, item: Object) -> int:
-    if item not in self._slot:
-      self._slot[item] = self._pools.home_slot(item, self._work)
-      if item.kind in PERSISTENT or item.kind is Kind.RESIDENT:
-        self._valid[item] = {*self._work.parts, Part.WHOLE}
-    return self._slot[item]
-
   def _evict(self, item: Object | None) -> None:
     if item is not None:
       self._slot.pop(item)
-      self._valid.pop(item, None)
+      self._valid[item] = {s for s in self._valid.get(item, ()) if self._is_home(item, s)}
 
   def _emit(self, batch: list[_Draft]) -> list[_Draft]:
     out: list[_Draft] = []
     for draft in batch:
       out += [*draft.loads, draft]
-      for item, parts in draft.carried.items():
-        out.append(self._save(draft, item, tuple(parts)))
+      for item, slices in draft.carried.items():
+        out.append(self._save(draft, item, tuple(slices)))
       draft.loads, draft.carried = [], {}
     return out
 
-  def _save(self, draft: _Draft, item: Object, parts: tuple[Part, ...]) -> _Draft:
-    slot = next(
-      a.slot for a in draft.accesses if a.object == item and a.tier is self._tier and a.mode.writes
-    )
-    source = Access(self._tier, item, Mode.READ, parts, slot)
-    target = Access(self._tier.below, item, Mode.WRITE, parts)
+  def _save(self, draft: _Draft, item: Object, slices: tuple[Slice, ...]) -> _Draft:
+    written = (a for a in draft.accesses if a.object == item and a.mode.writes)
+    slot = next(a.slot for a in written if a.tier is self._tier and slices[0] in a.slices)
+    source = Access(self._tier, item, Mode.READ, slices, slot)
+    target = Access(self._tier.below, item, Mode.WRITE, slices)
     return _Draft(_DOWN[self._tier], draft.iteration, None, [source, target])
 
 
@@ -218,6 +238,6 @@ def _with_waits(batches: Iterable[list[_Draft]]) -> Iterator[Step]:
 
 
 def places(access: Access) -> list[tuple]:
-  """The memory that an access touches: a slot's parts, or on SSD the object's own."""
+  """The memory that an access touches: a slot's slices, or on SSD the object's own."""
   where = access.object if access.tier is Tier.SSD else access.slot
-  return [(access.tier, access.object.kind, where, part) for part in access.parts]
+  return [(access.tier, access.object.kind, where, piece) for piece in access.slices]

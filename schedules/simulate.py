@@ -10,7 +10,7 @@ import heapq
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
-from schedules.pools import Sizes
+from schedules.pools import Pools
 from schedules.steps import RESIDENT_UNIT, Action, Kind, Queue, Step, Work
 
 
@@ -33,16 +33,16 @@ class Profile:
     """What a queue occupies while it works: two queues of one resource take turns."""
     return "shared" if queue in self.shared else queue.value
 
-  def seconds(self, step: Step, work: Work, sizes: Sizes) -> float:
+  def seconds(self, step: Step, work: Work, pools: Pools) -> float:
     """How long a step takes by itself."""
     c = step.computation
     if c is None:
-      moved = sizes.moved(step.queue, step.moved.object.kind, step.moved.parts)
-      return moved / self.rates[step.queue]
+      return pools.moved(step.queue, *step.moved) / self.rates[step.queue]
     if c.action is Action.UPDATE:
       if c.unit == RESIDENT_UNIT:
         return 0.0
-      return sizes.bytes[Kind.STATES, c.part] / self.rates[Queue.HOST_UPDATE]
+      states = pools.bytes(Kind.STATES, pools.slices(Kind.STATES, (c.part,)))
+      return states / self.rates[Queue.HOST_UPDATE]
     if c.action is Action.FORWARD:
       return self.forward_seconds
     return self.last_backward_seconds if c.unit == work.last else self.backward_seconds
@@ -58,7 +58,7 @@ class SimulatedSpan:
 
 
 def simulate(
-  steps: Iterable[Step], profile: Profile, work: Work, sizes: Sizes
+  steps: Iterable[Step], profile: Profile, work: Work, pools: Pools
 ) -> list[SimulatedSpan]:
   """Runs a finite list in simulated time; spans are in the order in which their steps begin."""
   listed = {step.index: step for step in steps}
@@ -78,7 +78,7 @@ def simulate(
     for queue in sorted((q for q in Queue if ready[q]), key=lambda q: ready[q][0]):
       if profile.resource(queue) not in busy:
         step = listed[heapq.heappop(ready[queue])]
-        stop = now + profile.seconds(step, work, sizes)
+        stop = now + profile.seconds(step, work, pools)
         spans.append(SimulatedSpan(step, now, stop))
         heapq.heappush(running, (stop, step.index))
         busy.add(profile.resource(queue))
@@ -93,10 +93,10 @@ def simulate(
 
 
 def busy_seconds(
-  steps: Iterable[Step], profile: Profile, work: Work, sizes: Sizes
+  steps: Iterable[Step], profile: Profile, work: Work, pools: Pools
 ) -> dict[str, float]:
   """Seconds of work of each resource; the largest of them bounds the whole from below."""
   busy: dict[str, float] = defaultdict(float)
   for step in steps:
-    busy[profile.resource(step.queue)] += profile.seconds(step, work, sizes)
+    busy[profile.resource(step.queue)] += profile.seconds(step, work, pools)
   return dict(busy)

@@ -7,6 +7,7 @@ for. A step names the *objects* it touches and the *slots* (buffers of a pool) t
 
 import dataclasses
 import enum
+from typing import NamedTuple
 
 RESIDENT_UNIT = -1  # the embedding and the head: always on the device, updated there
 
@@ -48,6 +49,22 @@ class Part(enum.StrEnum):
   NOW = "now"  # updated in the iteration that made the gradient
   DELAYED = "delayed"  # updated during the next iteration's forward pass
   WHOLE = "whole"  # objects that are not cut
+
+
+class Slice(NamedTuple):
+  """A part of a flat vector with one home and one update time.
+
+  The home of what is not cut is its object's (`Pools.home`).
+  """
+
+  part: Part
+  home: Tier | None = None
+
+  def __str__(self) -> str:
+    return f"{self.part}/{self.home}" if self.home else str(self.part)
+
+
+WHOLE = Slice(Part.WHOLE)
 
 
 class Action(enum.StrEnum):
@@ -135,13 +152,16 @@ class Object:
 
 @dataclasses.dataclass(frozen=True)
 class Access:
-  """A step's use of an object on a tier, in a slot of that tier's pool for the kind (on SSD the
-  object is its own slot)."""
+  """A step's use of slices of an object on a tier, in a slot of that tier's pool for the kind (on
+  SSD the object is its own slot).
+
+  On the host an object whose slices have several homes has several slots, and an access for each.
+  """
 
   tier: Tier
   object: Object
   mode: Mode
-  parts: tuple[Part, ...] = (Part.WHOLE,)
+  slices: tuple[Slice, ...] = (WHOLE,)
   slot: int | None = None
 
 
@@ -157,21 +177,39 @@ class Step:
   waits: tuple[int, ...]
 
   def access(self, tier: Tier, kind: Kind, *, writes: bool | None = None) -> Access:
-    """The step's access to a kind on a tier; `writes` picks the written one or the other."""
-    for access in self.accesses:
-      if (
-        access.tier is tier and access.object.kind is kind and writes in (None, access.mode.writes)
-      ):
-        return access
-    raise LookupError(f"{self} has no access to {kind} on {tier}.")
+    """The step's first access to a kind on a tier; `writes` picks the written one or the other."""
+    found = self.accesses_to(tier, kind, writes=writes)
+    if not found:
+      raise LookupError(f"{self} has no access to {kind} on {tier}.")
+    return found[0]
+
+  def accesses_to(
+    self, tier: Tier, kind: Kind, *, writes: bool | None = None
+  ) -> tuple[Access, ...]:
+    return tuple(
+      a
+      for a in self.accesses
+      if a.tier is tier and a.object.kind is kind and writes in (None, a.mode.writes)
+    )
 
   @property
-  def moved(self) -> Access:
+  def sources(self) -> tuple[Access, ...]:
     """What a transfer reads."""
-    return self.accesses[0]
+    return tuple(access for access in self.accesses if not access.mode.writes)
+
+  @property
+  def targets(self) -> tuple[Access, ...]:
+    """What a transfer writes: the slices of its sources."""
+    return tuple(access for access in self.accesses if access.mode.writes)
+
+  @property
+  def moved(self) -> tuple[Kind, tuple[Slice, ...]]:
+    """The kind and the slices that a transfer moves."""
+    sources = self.sources
+    return sources[0].object.kind, tuple(s for access in sources for s in access.slices)
 
   def __str__(self) -> str:
     if self.computation is not None:
       return str(self.computation)
-    parts = "" if self.moved.parts == (Part.WHOLE,) else f" {'+'.join(self.moved.parts)}"
-    return f"{self.queue} {self.moved.object}{parts} of iteration {self.iteration}"
+    slices = "" if self.moved[1] == (WHOLE,) else f" {'+'.join(map(str, self.moved[1]))}"
+    return f"{self.queue} {self.accesses[0].object}{slices} of iteration {self.iteration}"

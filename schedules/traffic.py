@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from schedules.iterations import iterations
-from schedules.pools import Pools, Sizes
+from schedules.pools import Pools
 from schedules.registry import Schedule
 from schedules.residency import derive
 from schedules.steps import Kind, Queue, Step, Work
@@ -13,25 +13,25 @@ LINKS = (Queue.HOST_TO_DEVICE, Queue.DEVICE_TO_HOST, Queue.SSD_READ, Queue.SSD_W
 Traffic = dict[Queue, dict[Kind, int]]
 
 
-def count(steps: Iterable[Step], sizes: Sizes) -> Traffic:
+def count(steps: Iterable[Step], pools: Pools) -> Traffic:
   """Bytes that the transfers among `steps` move. Resident parameters and tokens never move here."""
   out: Traffic = {link: defaultdict(int) for link in LINKS}
   for step in steps:
     if step.computation is None:
-      moved = step.moved
-      out[step.queue][moved.object.kind] += sizes.moved(step.queue, moved.object.kind, moved.parts)
+      kind, slices = step.moved
+      out[step.queue][kind] += pools.moved(step.queue, kind, slices)
   return {link: dict(kinds) for link, kinds in out.items()}
 
 
-def of_run(schedule: Schedule, work: Work, pools: Pools, sizes: Sizes, run_length: int) -> Traffic:
+def of_run(schedule: Schedule, work: Work, pools: Pools, run_length: int) -> Traffic:
   """Bytes of a whole run from a cold start. A long run repeats its third iteration."""
   derived = min(run_length, 5)
   out: Traffic = {link: defaultdict(int) for link in LINKS}
   for step in derive(iterations(schedule, work, 0, derived), work, pools):
     if step.computation is None:
       times = 1 + (run_length - derived) * (step.iteration == 2)
-      kind = step.moved.object.kind
-      out[step.queue][kind] += times * sizes.moved(step.queue, kind, step.moved.parts)
+      kind, slices = step.moved
+      out[step.queue][kind] += times * pools.moved(step.queue, kind, slices)
   return {link: dict(kinds) for link, kinds in out.items()}
 
 

@@ -36,6 +36,10 @@ _TOLERANCES = {
 }
 
 
+def pytest_addoption(parser):
+  parser.addoption("--whole_grid", action="store_true", help="Grids of settings whole, for hours.")
+
+
 @pytest.fixture
 def assert_close():
   """assert_close(actual, expected, dtype=float32, scale=1): equal within the dtype's tolerance.

@@ -21,17 +21,18 @@ from offload.streamer import Result, Settings, Streamer
 from offload.update import Updater
 from schedules.iterations import iterations
 from schedules.placement import place, smallest
+from schedules.pools import CUT, Pools, Sizes, cut
 from schedules.registry import SCHEDULES
 from schedules.residency import derive
-from schedules.steps import Tier, Work
+from schedules.steps import Kind, Tier, Work
 from schedules.traffic import count
 
 SHAPE, ITERATIONS = Shape(2, 24), 3
 MODELS = {
   # Odd widths of the MLP, grouped heads, dropout: what could go wrong does so here.
-  "llama": ModelConfig("llama", 3, 32, 4, 2, 8, 43, 64, 64, dropout=0.1),
-  "gpt": ModelConfig("gpt", 4, 24, 2, 2, 12, 51, 64, 64),
-  "tied": ModelConfig("llama", 3, 32, 2, 2, 16, 40, 64, 64, tied_embeddings=True, qk_norm=True),
+  "llama": ModelConfig("llama", 3, 32, 4, 2, 8, 131, 64, 64, dropout=0.1),
+  "gpt": ModelConfig("gpt", 4, 24, 2, 2, 12, 203, 64, 64),
+  "tied": ModelConfig("llama", 3, 32, 2, 2, 16, 129, 64, 64, tied_embeddings=True, qk_norm=True),
 }
 
 
@@ -91,10 +92,32 @@ def _parts(name: str, dtype: Any, delayed_fraction: float):
   return model, layout
 
 
+HOMES = {"host": 1.0, "slices": 0.6, "ssd": 0.0}  # the share of every vector on the host
+
+
+def placed(sizes: Sizes, work: Work, is_master: bool, homes: str, ample: bool) -> Pools:
+  """A placement by hand: the smallest rings that work or ample ones, homes as `HOMES` says.
+
+  Split slices differ from kind to kind, so that every combination of homes meets in an update.
+  """
+  pools = smallest(sizes, work, is_master, depth=1)
+  shares = {Kind.PARAMETERS: 0.3, Kind.STATES: 0.6, Kind.GRADIENTS: 0.75}
+  shares = shares if homes == "slices" else dict.fromkeys(CUT, HOMES[homes])
+  activations = (Kind.BOUNDARY, Kind.BOUNDARY_GRADIENT)
+  tier = Tier.SSD if homes == "ssd" else Tier.HOST
+  rings = dict.fromkeys(pools.rings, work.units + 3) if ample else pools.rings
+  return dataclasses.replace(
+    pools,
+    vectors={kind: cut(sizes.elements, share) for kind, share in shares.items()},
+    homes=dict.fromkeys(activations, tier),
+    rings=rings,
+    spilled=1 if homes == "slices" else 0,
+  )
+
+
 @pytest.fixture
 def train(tmp_path):
-  """Trains a model of `MODELS` under a schedule; budgets in bytes decide the placement, or
-  `host="smallest"` for single buffers with everything on SSD."""
+  """Trains a model of `MODELS` under a schedule, placed by hand, or under a budget in bytes."""
 
   def run(
     name: str,
@@ -102,8 +125,9 @@ def train(tmp_path):
     micro_batches: int = 3,
     dtype: str = "float32",
     delayed_fraction: float = 0.0,
-    host: int | str | None = None,
-    device: int | None = None,
+    homes: str = "host",
+    ample: bool = False,
+    budget: int | None = None,
     **settings: Any,
   ) -> Trained:
     model, layout = _parts(name, dtype, delayed_fraction)
@@ -112,10 +136,10 @@ def train(tmp_path):
     states = len(Updater(optimizer(), model.dtype).names)
     sizes = sizes_of(model, layout, SHAPE, states)
     is_master = model.dtype == jnp.float32
-    if host == "smallest":
-      pools = smallest(work, is_master, depth=1)
+    if budget is None:
+      pools = placed(sizes, work, is_master, homes, ample)
     else:
-      pools = place(order, work, sizes, {Tier.HOST: host, Tier.DEVICE: device}, is_master)
+      pools = place(order, work, sizes, {Tier.HOST: budget, Tier.DEVICE: None}, is_master)
     streamer = Streamer(
       *(model, layout, Programs(model, layout, SHAPE)),
       Settings(order, work, pools, optimizer(), **settings),
@@ -130,9 +154,9 @@ def train(tmp_path):
       [np.asarray(leaf) for tree in trees for leaf in jax.tree.leaves(tree)],
       [vector for u in units for vector in streamer.unit_states(u).values()],
       result,
-      count(lists, sizes),
+      count(lists, pools),
       streamer.peak_bytes,
-      pools.peak_bytes(work, sizes),
+      pools.peak_bytes(work),
     )
     streamer.close()
     return trained

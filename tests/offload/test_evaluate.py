@@ -6,6 +6,7 @@ import pytest
 
 from offload.layout import Layout
 from offload.programs import Programs, Shape
+from offload.sizes import sizes_of
 from offload.store import Store
 from offload.streamer import Settings, Streamer
 from schedules.placement import smallest
@@ -19,8 +20,10 @@ def streamer(small_model, some_batches, adamw, tmp_path):
   unit = jax.eval_shape(small_model.init_unit, jax.random.key(0))
   layout = Layout.of(unit)
   work = Work(small_model.units, 2)
-  settings = Settings(SCHEDULES["vertical"], work, smallest(work, True), adamw)
-  programs = Programs(small_model, layout, Shape(2, 24))
+  shape = Shape(2, 24)
+  pools = smallest(sizes_of(small_model, layout, shape, 2), work, True)
+  settings = Settings(SCHEDULES["vertical"], work, pools, adamw)
+  programs = Programs(small_model, layout, shape)
   streamer = Streamer(
     small_model, layout, programs, settings, some_batches, Store(tmp_path / "s", {})
   )

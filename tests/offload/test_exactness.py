@@ -3,8 +3,6 @@
 import itertools
 import random
 
-import pytest
-
 from schedules.steps import Tier
 from schedules.vertical import snake
 
@@ -13,43 +11,55 @@ def ascending(unit, micro_batches):
   return range(micro_batches)
 
 
-REFERENCE = {"vertical": snake, "horizontal": ascending}
-SMALL, SPLIT = "smallest", 320_000  # everything streams; some of it stays in that many bytes
-GRID = list(
-  itertools.product(
-    ("vertical", "horizontal"),
-    ("llama", "gpt", "tied"),
-    ("float32", "bfloat16"),
-    (0.0, 0.25, 0.5, 1.0),
-    (SMALL, SPLIT, None),
-    ("copy", "callback"),
-    (1, 2, 3, 5),
-  )
-)
-CHOSEN = [
-  ("vertical", "llama", "float32", 0.0, SMALL, "copy", 3),
-  ("horizontal", "gpt", "float32", 0.0, SMALL, "copy", 3),
-  *random.Random(0).sample(GRID, 7),
-]
+REFERENCE = {
+  "vertical": snake,
+  "in_memory": snake,
+  "horizontal": ascending,
+  "in_memory_ascending": ascending,
+}
+AXES = {
+  "schedule": tuple(REFERENCE),
+  "model": ("llama", "gpt", "tied"),
+  "dtype": ("float32", "bfloat16"),
+  "delayed": (0.0, 0.25, 0.5, 1.0),
+  "homes": ("host", "slices", "ssd"),
+  "pools": ("smallest", "ample"),
+  "transport": ("copy", "callback"),
+  "m": (1, 2, 3, 5),
+}
 
 
-@pytest.mark.parametrize("schedule, model, dtype, delayed, host, transport, m", CHOSEN)
+def pytest_generate_tests(metafunc):
+  """The whole grid where it is asked for; otherwise points in which every two settings meet."""
+  if "pools" in metafunc.fixturenames:
+    whole = list(itertools.product(*AXES.values()))
+    points = whole if metafunc.config.getoption("whole_grid") else pairwise(whole)
+    metafunc.parametrize(tuple(AXES), points)
+
+
+def pairwise(points):
+  """Points of a grid such that any two values of two axes meet in one of them."""
+  rng = random.Random(0)
+  pairs = lambda point: set(itertools.combinations(enumerate(point), 2))
+  missing = set().union(*map(pairs, points))
+  chosen = []
+  while missing:
+    best = max(rng.sample(points, 200), key=lambda point: len(pairs(point) & missing))
+    if gained := pairs(best) & missing:
+      chosen.append(best)
+      missing -= gained
+  return chosen
+
+
 def test_bits_equal_the_reference(
-  train, reference, schedule, model, dtype, delayed, host, transport, m
+  train, reference, schedule, model, dtype, delayed, homes, pools, transport, m
 ):
   trained = train(
-    model, schedule, m, dtype, delayed, host=host, device=None if host is None else 500_000,
-    transport=transport,
-  )  # fmt: skip
+    model, schedule, m, dtype, delayed, homes=homes, ample=pools == "ample", transport=transport
+  )
   trained.assert_equal(reference(model, REFERENCE[schedule], m, dtype))
   moved = {link: dict(kinds) for link, kinds in trained.result.moved.items()}
   assert moved == trained.predicted
-
-
-@pytest.mark.parametrize("name", ["in_memory", "in_memory_ascending"])
-def test_the_product_own_reference_orders(train, reference, name):
-  order = snake if name == "in_memory" else ascending
-  train("llama", name).assert_equal(reference("llama", order))
 
 
 def test_orders_differ_in_bits_but_not_beyond_rounding(reference, assert_close):
@@ -62,14 +72,14 @@ def test_orders_differ_in_bits_but_not_beyond_rounding(reference, assert_close):
 
 
 def test_without_overlap_the_bits_are_the_same(train):
-  train("gpt", "vertical", host=SMALL, overlap=False).assert_equal(
-    train("gpt", "vertical", host=SMALL)
+  train("gpt", "vertical", homes="ssd", overlap=False).assert_equal(
+    train("gpt", "vertical", homes="ssd")
   )
 
 
 def test_buffers_stay_within_the_plan(train):
-  budget = 190_000
-  trained = train("llama", "vertical", host=budget)
+  budget = 390_000
+  trained = train("llama", "vertical", budget=budget)
   assert trained.planned[Tier.HOST] <= budget
   assert trained.peak["host"] <= trained.planned[Tier.HOST]
   assert trained.peak["ssd"] <= trained.planned[Tier.SSD]

@@ -9,10 +9,11 @@ import pytest
 
 from schedules.check import ScheduleError
 from schedules.iterations import iterations
+from schedules.pools import PAGE
 from schedules.registry import SCHEDULES
 from schedules.replay import Replay
 from schedules.residency import derive
-from schedules.steps import Kind, Mode, Part, Queue, Tier, Work
+from schedules.steps import Kind, Mode, Part, Queue, Slice, Tier, Work
 
 
 def derived(name, work, pools, count=3):
@@ -32,6 +33,10 @@ def shuffled(steps, seed):
     yield steps[chosen]
 
 
+def four_pages(work):
+  return dict.fromkeys(work.parts, 4 * PAGE)
+
+
 works = st.builds(
   Work,
   st.integers(1, 5),
@@ -43,9 +48,9 @@ settings = st.fixed_dictionaries(
     "device": st.integers(1, 3),
     "host": st.integers(1, 4),
     "ring": st.integers(2, 5),
-    "gradients": st.sampled_from([Tier.HOST, Tier.SSD]),
+    "gradients": st.sampled_from([0.0, 0.5, 1.0]),
     "boundaries": st.sampled_from(Tier),
-    "units": st.sampled_from([Tier.HOST, Tier.SSD]),
+    "units": st.sampled_from([0.0, 0.25, 1.0]),
     "spilled": st.integers(0, 2),
     "master_is_parameter": st.booleans(),
   }
@@ -57,7 +62,7 @@ settings = st.fixed_dictionaries(
   max_examples=150, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
 )
 def test_any_order_that_the_waits_allow_trains_right(make_pools, name, work, kwargs, seed):
-  pools = make_pools(**kwargs)
+  pools = make_pools(**kwargs, elements=four_pages(work))
   steps = derived(name, work, pools)
   assert [step.index for step in steps] == list(range(len(steps)))
   assert all(wait < step.index for step in steps for wait in step.waits)
@@ -72,21 +77,24 @@ def test_any_order_that_the_waits_allow_trains_right(make_pools, name, work, kwa
   max_examples=60, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
 )
 def test_buffers_never_exceed_the_pools(make_pools, name, work, kwargs):
-  pools = make_pools(**kwargs)
+  pools = make_pools(**kwargs, elements=four_pages(work))
   used = {}
   for step in derived(name, work, pools):
     for a in step.accesses:
       where = a.object if a.tier is Tier.SSD else a.slot
-      used.setdefault((a.tier, a.object.kind), set()).add(where)
+      used.setdefault((a.tier, a.object.kind), {}).setdefault(where, set()).update(a.slices)
+  peaks = dict.fromkeys(Tier, 0)
   for (tier, kind), places in used.items():
-    assert len(places) <= pools.buffers(tier, kind, work), (tier, kind)
+    peaks[tier] += sum(pools.bytes(kind, slices) for slices in places.values())
+  planned = pools.peak_bytes(work)
+  assert all(peaks[tier] <= planned[tier] for tier in Tier)
 
 
 @pytest.mark.parametrize("kind", [Kind.PARAMETERS, Kind.STATES])
 def test_a_last_write_left_out_is_found(make_pools, kind):
   work, pools = Work(3, 2), make_pools()
   steps = derived("vertical", work, pools)
-  writes = [s for s in steps if s.queue is Queue.SSD_WRITE and s.moved.object.kind is kind]
+  writes = [s for s in steps if s.queue is Queue.SSD_WRITE and s.moved[0] is kind]
   replay = Replay(work, pools)
   replay.run(s for s in steps if s is not writes[-1])
   with pytest.raises(ScheduleError, match=f"{kind}\\(0\\) at home on the ssd is not that of the"):
@@ -118,7 +126,7 @@ FAULTS = {
 def test_a_transfer_left_out_is_found(make_pools, queue, kind):
   work, pools = Work(5, 3), make_pools()
   steps = derived("vertical", work, pools)
-  moves = [s for s in steps if s.computation is None and s.moved.object.kind is kind]
+  moves = [s for s in steps if s.computation is None and s.moved[0] is kind]
   gone = next(s for s in moves if s.queue is queue and s.iteration == 1)
   with pytest.raises(ScheduleError, match=r"(reads|finds)"):
     Replay(work, pools).run(s for s in steps if s is not gone)
@@ -141,16 +149,29 @@ def test_a_pool_too_small_names_the_computation(make_pools):
 
 
 def test_what_updates_read_is_not_at_home_on_the_device(make_pools):
+  pools = make_pools()
+  vectors = {**pools.vectors, Kind.GRADIENTS: {Slice(Part.NOW, Tier.DEVICE): 1}}
   with pytest.raises(ValueError, match="gradients cannot be at home on the device"):
-    make_pools(gradients=Tier.DEVICE)
+    dataclasses.replace(pools, vectors=vectors)
+
+
+@pytest.mark.parametrize("name", ["vertical", "horizontal"])
+def test_only_the_slices_at_home_on_ssd_are_read_from_there(make_pools, name):
+  work = Work(5, 2, (Part.NOW, Part.DELAYED))
+  pools = make_pools(units=0.25, elements=four_pages(work))
+  steady = [s for s in derived(name, work, pools) if s.iteration == 1]
+  reads = [s.moved for s in steady if s.queue is Queue.SSD_READ]
+  assert {piece.home for _, slices in reads for piece in slices} == {Tier.SSD}
+  states = sum(pools.bytes(*moved) for moved in reads if moved[0] is Kind.STATES)
+  assert states == 5 * 2 * 3 * PAGE  # three of four pages, of each part, once
 
 
 def test_nothing_moves_that_needs_not(make_pools):
   """One unit and ample pools: only what an update changes crosses the link, once."""
-  pools = make_pools(units=Tier.HOST, boundaries=Tier.DEVICE, gradients=Tier.HOST)
+  pools = make_pools(units=1.0, boundaries=Tier.DEVICE, gradients=1.0)
   steps = [s for s in derived("vertical", Work(1, 4), pools) if s.iteration == 1]
   moves = [s for s in steps if s.computation is None]
-  assert [(s.queue, s.moved.object.kind) for s in moves] == [
+  assert [(s.queue, s.moved[0]) for s in moves] == [
     (Queue.HOST_TO_DEVICE, Kind.PARAMETERS),
     (Queue.DEVICE_TO_HOST, Kind.GRADIENTS),
   ]

@@ -4,10 +4,9 @@ import pytest
 
 from schedules import closed_forms
 from schedules.iterations import iterations
-from schedules.pools import Sizes
 from schedules.registry import SCHEDULES
 from schedules.residency import derive
-from schedules.steps import Kind, Part, Queue, Tier, Work
+from schedules.steps import Kind, Part, Queue, Work
 from schedules.traffic import count, of_run
 
 GRID = [
@@ -19,9 +18,9 @@ GRID = [
 ]
 
 
-def steady(name, work, pools, sizes):
+def steady(name, work, pools):
   steps = derive(iterations(SCHEDULES[name], work, 0, 4), work, pools)
-  return count((s for s in steps if s.iteration == 2), sizes)
+  return count((s for s in steps if s.iteration == 2), pools)
 
 
 def no_zeros(counts):
@@ -29,19 +28,15 @@ def no_zeros(counts):
 
 
 @pytest.mark.parametrize("units, micro_batches, device, host", GRID)
-def test_vertical_moves_what_its_closed_form_says(
-  make_pools, ones, units, micro_batches, device, host
-):
-  counted = steady("vertical", Work(units, micro_batches), make_pools(device, host), ones)
+def test_vertical_moves_what_its_closed_form_says(make_pools, units, micro_batches, device, host):
+  counted = steady("vertical", Work(units, micro_batches), make_pools(device, host))
   assert counted == no_zeros(closed_forms.vertical(units, micro_batches, device, host))
 
 
 @pytest.mark.parametrize("units, micro_batches, device, host", GRID)
-def test_horizontal_moves_what_its_closed_form_says(
-  make_pools, ones, units, micro_batches, device, host
-):
-  pools = make_pools(device, host, gradients=Tier.HOST)
-  counted = steady("horizontal", Work(units, micro_batches), pools, ones)
+def test_horizontal_moves_what_its_closed_form_says(make_pools, units, micro_batches, device, host):
+  pools = make_pools(device, host, gradients=1.0)
+  counted = steady("horizontal", Work(units, micro_batches), pools)
   assert counted == no_zeros(closed_forms.horizontal(units, micro_batches, device, host))
 
 
@@ -49,11 +44,9 @@ def test_horizontal_moves_what_its_closed_form_says(
 @pytest.mark.parametrize("parts", [(Part.NOW,), (Part.NOW, Part.DELAYED)])
 @pytest.mark.parametrize("length", [1, 4, 5, 9])
 def test_a_long_run_repeats_its_iterations(make_pools, name, parts, length):
-  work, pools = Work(4, 3, parts), make_pools()
-  sizes = {(k, p): 1 for k in Kind for p in Part}
-  sizes = Sizes(sizes, sizes)
-  whole = count(derive(iterations(SCHEDULES[name], work, 0, length), work, pools), sizes)
-  assert of_run(SCHEDULES[name], work, pools, sizes, length) == whole
+  work, pools = Work(4, 3, parts), make_pools(elements=dict.fromkeys(parts, 1))
+  whole = count(derive(iterations(SCHEDULES[name], work, 0, length), work, pools), pools)
+  assert of_run(SCHEDULES[name], work, pools, length) == whole
 
 
 @pytest.mark.parametrize("u", range(4, 9))
