@@ -1,0 +1,159 @@
+"""Files of whole blocks, read and overwritten in place by pieces that are under way together.
+
+With direct I/O a piece goes between the disk and the caller's memory: no copy, no page cache. A
+file keeps its extents for good, since taking new ones at each write (for a temporary file and a
+rename, say) halves the speed of a durable write; `experiments/tables/ssd.py` has the figures.
+"""
+
+import concurrent.futures
+import contextlib
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from offload.buffers import aligned
+
+BLOCK = 4096  # bytes to which direct I/O aligns offsets, lengths and addresses, on any usual disk
+_PIECE_BYTES = 16 * 2**20  # of one system call; 4 MiB keeps the disk less busy, 32 MiB no more
+_IN_FLIGHT = 4  # pieces; one leaves gaps between calls
+
+
+class BlockFiles:
+  """Moves arrays to and from files. Thread-safe where files differ; reads do not wait for writes.
+
+  Arrays are C-contiguous. Those that start at a multiple of BLOCK bytes are moved in place; with
+  direct I/O, the last piece of one that ends elsewhere, or all of one that starts elsewhere, goes
+  by a copy.
+  """
+
+  def __init__(self, *, direct_io: bool = False):
+    self._direct = direct_io
+    self._readers = ThreadPoolExecutor(_IN_FLIGHT, "ssd_read_piece")
+    self._writers = ThreadPoolExecutor(_IN_FLIGHT, "ssd_write_piece")
+
+  def allocate(self, path: pathlib.Path, count: int) -> None:
+    """Makes a file of at least `count` zero bytes, whole blocks, and takes its space on the disk.
+
+    Raises:
+      OSError: the file exists, or the disk is full; then there is no file.
+    """
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+      os.posix_fallocate(file, 0, max(BLOCK, _whole_blocks(count)))
+      os.fsync(file)
+    except OSError:
+      path.unlink()
+      raise
+    finally:
+      os.close(file)
+
+  def read(self, targets: dict[pathlib.Path, np.ndarray]) -> None:
+    """Fills each array from the start of its file.
+
+    Raises:
+      EOFError: a file is too short.
+    """
+    with self._open(targets, os.O_RDONLY) as files:
+      _all(self._readers, self._read, files, targets)
+
+  def write(self, sources: dict[pathlib.Path, np.ndarray]) -> None:
+    """Overwrites the start of each file; returns once the bytes are on the disk.
+
+    That is: each file has had its fdatasync. A crash before leaves any mixture of old and new.
+    """
+    with self._open(sources, os.O_WRONLY) as files:
+      _all(self._writers, self._write, files, sources)
+      _wait([self._writers.submit(os.fdatasync, file) for file in files])
+
+  def close(self) -> None:
+    """Ends the threads."""
+    self._readers.shutdown()
+    self._writers.shutdown()
+
+  @contextlib.contextmanager
+  def _open(self, paths: dict[pathlib.Path, np.ndarray], flags: int) -> Iterator[list[int]]:
+    with contextlib.ExitStack() as stack:
+      files = []
+      for path in paths:
+        files.append(os.open(path, flags | (os.O_DIRECT if self._direct else 0)))
+        stack.callback(os.close, files[-1])
+      yield files
+
+  def _read(self, file: int, piece: np.ndarray, at: int) -> None:
+    staged = self._must_stage(piece)
+    into = _blocks(piece.size) if staged else piece
+    done = 0
+    while done < piece.size:
+      count = os.preadv(file, [into[done:]], at + done)
+      if count == 0:
+        raise EOFError(f"A file of the store ends at byte {at + done}, before its array does.")
+      done += count
+    if staged:
+      piece[:] = into[: piece.size]
+
+  def _write(self, file: int, piece: np.ndarray, at: int) -> None:
+    if self._must_stage(piece):
+      staged = _blocks(piece.size)
+      staged[: piece.size] = piece
+      piece = staged
+    done = 0
+    while done < piece.size:
+      done += os.pwritev(file, [piece[done:]], at + done)
+
+  def _must_stage(self, piece: np.ndarray) -> bool:
+    return self._direct and (piece.ctypes.data % BLOCK > 0 or piece.size % BLOCK > 0)
+
+
+def offers_direct_io(path: pathlib.Path) -> bool:
+  """Whether the file system of an existing file takes O_DIRECT."""
+  if not hasattr(os, "O_DIRECT"):
+    return False
+  try:
+    os.close(os.open(path, os.O_RDONLY | os.O_DIRECT))
+  except OSError:
+    return False
+  return True
+
+
+def sync_folders(first: pathlib.Path, last: pathlib.Path) -> None:
+  """Makes the entries of new folders durable, from one up to one of its parents."""
+  for folder in (first, *first.parents):
+    file = os.open(folder, os.O_RDONLY)
+    try:
+      os.fsync(file)
+    finally:
+      os.close(file)
+    if folder == last:
+      return
+
+
+def _all(
+  pool: ThreadPoolExecutor,
+  move: Callable[[int, np.ndarray, int], None],
+  files: list[int],
+  arrays: dict[pathlib.Path, np.ndarray],
+) -> None:
+  jobs = []
+  for file, array in zip(files, arrays.values(), strict=True):
+    octets = array.reshape(-1, copy=False).view(np.uint8)
+    for at in range(0, octets.size, _PIECE_BYTES):
+      jobs.append(pool.submit(move, file, octets[at : at + _PIECE_BYTES], at))
+  _wait(jobs)
+
+
+def _wait(jobs: list[Future]) -> None:
+  """Until all are over, so that no file is closed under one; then raises what the first raised."""
+  concurrent.futures.wait(jobs)
+  for job in jobs:
+    job.result()
+
+
+def _blocks(count: int) -> np.ndarray:
+  return aligned((_whole_blocks(count),), np.uint8)
+
+
+def _whole_blocks(count: int) -> int:
+  return -(-count // BLOCK) * BLOCK
