@@ -46,7 +46,7 @@ class Plan(NamedTuple):
   """What to run, where, and the corpus of its prompts (None where nothing is decoded)."""
 
   folder: Path
-  parts: list[orchestrate.Part]
+  todo: list[orchestrate.Part]
   scale: parts.Scale
   corpus: data.Corpus | None
   model: str
@@ -56,7 +56,7 @@ def check() -> Plan:
   """Refuses a machine without a GPU, and flags that do not fit; writes nothing."""
   folder = run_log.check_workdir(program.workdir(), program.name())
   scale = parts.QUICK if _QUICK.value else parts.FULL
-  model = _MODEL.value or ("bytes-tiny" if _QUICK.value else parts.largest_model(folder, 90))
+  model = _MODEL.value or ("bytes-tiny" if _QUICK.value else parts.largest_model(folder, 90.0))
   wanted = parts.parts(folder, scale, model)
   unknown = set(_PARTS.value) - {part.name for part in wanted}
   if unknown:
@@ -90,14 +90,14 @@ def main(plan: Plan) -> None:
     _describe(plan)
     return
   log = run_log.RunLog.start(plan.folder, program.name())
-  for part in plan.parts:  # an earlier check's runs; `check` saw that they are nothing else
+  for part in plan.todo:  # an earlier check's runs; `check` saw that they are nothing else
     for workdir, _ in part.runs():
       shutil.rmtree(workdir, ignore_errors=True)
   if plan.corpus is not None:
     _write_prompts(plan)
   results, seconds = [], _MINUTES.value * 60 - RESERVE
   print(f"At most {_MINUTES.value:g} minutes; all files go to {plan.folder}/.", flush=True)
-  for result in orchestrate.run(plan.parts, plan.folder, seconds, _ENVIRONMENT[_PLATFORM.value]):
+  for result in orchestrate.run(plan.todo, plan.folder, seconds, _ENVIRONMENT[_PLATFORM.value]):
     results.append(result)
     log.metric(**result)
     print(f"{result['part']}: {result['status']} after {result['seconds']:.0f} s", flush=True)
@@ -111,7 +111,7 @@ def main(plan: Plan) -> None:
 
 
 def _describe(plan: Plan) -> None:
-  for part in plan.parts:
+  for part in plan.todo:
     print(f"{part.name} (about {part.seconds:.0f} s): {part.says}")
     for command in part.commands:
       print(f"  python {shlex.join(command)}")
