@@ -45,7 +45,9 @@ rounds; the machine was not quiet, and raw itself moved by a third):
 | by us in place, direct, 16 MiB, 4 in flight: the store          |          1.19 |      1.06 |
 
 The driver's writes end where a new file's do: the extents that each write takes and gives back are
-what costs. (Small chunks reach 0.7, by overlapping one's fsync with the copy of others.)
+what costs. (Small chunks reach 0.7, by overlapping one's fsync with the copy of others.) Where
+other work keeps both cores busy, whatever goes by the page cache falls to a tenth of raw, since its
+copies need a processor; the store's direct I/O stays where it is.
 """
 
 import shutil
