@@ -23,6 +23,7 @@ from absl import flags
 from experiments import data, program, run_log
 from experiments.gpu_check import orchestrate, parts
 from experiments.tables.registry import TABLES
+from experiments.tables.table import steady_seconds
 from experiments.tables.training import SCHEDULES
 from models.config import PRESETS
 
@@ -127,17 +128,22 @@ def _write_prompts(plan: Plan) -> None:
 
 
 def _training(plan: Plan) -> dict[str, Any]:
-  """Tokens, TFLOP/s (6 a parameter and token, recomputation not counted) and bound, by schedule."""
+  """Of each schedule: tokens/s and TFLOP/s of a median iteration, and its bound.
+
+  Six operations a parameter and token; what is computed again is not counted.
+  """
   found, count = {}, parts.model_parameters(PRESETS[plan.model])
   for schedule in SCHEDULES:
     if not (plan.folder / schedule / run_log.SUMMARY_FILE).is_file():
       continue
     summary = run_log.read_summary(plan.folder / schedule)
+    took, every = steady_seconds(summary), summary["seconds_per_iteration"]
+    tokens = summary["tokens_per_second"] * sum(every) / len(every)
     found[schedule] = {
       "model": plan.model,
-      "tokens_per_second": summary["tokens_per_second"],
-      "tflops": 6 * count * summary["tokens_per_second"] / 1e12,
-      "seconds_per_iteration": summary["seconds_per_iteration"],
+      "tokens_per_second": tokens / took,
+      "tflops": 6 * count * tokens / took / 1e12,
+      "seconds_per_iteration": every,
       "bound_seconds_per_iteration": summary["bound_seconds_per_iteration"],
       "timeline": f"{schedule}/timeline.json",
     }
