@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments.tables import bandwidth, conformance, decoding, kernels, ssd, training
+from experiments.tables import bandwidth, conformance, decoding, kernels, peers, ssd, training
 from experiments.tables.table import Table
 
 TABLES: dict[str, Callable[[Path], Table]] = {
@@ -14,6 +14,7 @@ TABLES: dict[str, Callable[[Path], Table]] = {
   "bandwidth": bandwidth.table,
   "conformance": conformance.table,
   "ssd": ssd.table,
+  "peers": peers.table,
 }
 
 
