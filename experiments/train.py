@@ -3,8 +3,8 @@
     python -m experiments.train --model=bytes-3m --schedule=vertical --iterations=100 \
         --host_memory_budget=24MiB --workdir=runs/first
 
-Writes flags.txt, metrics.jsonl (one line an iteration), timeline.json (for Perfetto), summary.json,
-and the trained model under checkpoint/.
+Writes flags.txt, metrics.jsonl (one line an iteration), timeline.json and simulated_timeline.json
+(for Perfetto), timeline.png (both of them), summary.json, and the trained model under checkpoint/.
 """
 
 import dataclasses
@@ -172,15 +172,17 @@ def main(plan: Plan) -> None:
     store,
   )
   profile = streamer.probe()
+  cpu_seconds = time.process_time()
   with tqdm(total=FLAGS.iterations, unit="it", desc=FLAGS.schedule, disable=None) as bar:
     result = streamer.run(0, FLAGS.iterations, _progress(log, bar))
+  cpu_seconds = time.process_time() - cpu_seconds
   bits = _heldout_bits(plan, streamer)
   checkpoint.save(plan.workdir / "checkpoint", plan.model.config, _parameters(plan, streamer))
   peaks = streamer.peak_bytes | {"device": programs.reserved_bytes}
-  summary = train_report.summary(plan.settings, profile, result, peaks, _tokens())
+  summary = train_report.summary(plan.settings, profile, result, peaks, cpu_seconds, _tokens())
   summary["heldout_bits_per_byte"] = bits
   summary["bigram_bits_per_byte"] = bigram_bits
-  train_report.write_timeline(plan.workdir / "timeline.json", result.spans)
+  train_report.write_timelines(plan.workdir, plan.settings, profile, result)
   streamer.close()
   print(train_report.queues_table(summary))
   log.finish(

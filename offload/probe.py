@@ -71,9 +71,9 @@ def probe(
     busy = sum(c.seconds * c.cores for c in device) / sum(c.seconds for c in device)
     costs[Queue.DEVICE] = _Cost(device[1].seconds, busy)
     calls[Queue.DEVICE] = computations[1]
-  cores = _shared("cores", _cores(), costs, calls, (Queue.DEVICE, Queue.HOST_UPDATE))
+  processor = _shared("cores", cores(), costs, calls, (Queue.DEVICE, Queue.HOST_UPDATE))
   forward, backward, last = (cost.seconds for cost in device)
-  return Profile(forward, backward, last, rates, (cores, disk), latencies)
+  return Profile(forward, backward, last, rates, (processor, disk), latencies)
 
 
 def _computations(programs: Programs, resident: Any, unit: Any) -> tuple[Call, Call, Call]:
@@ -165,7 +165,8 @@ def _step_seconds() -> float:
   return (time.perf_counter() - start) / _STEPS
 
 
-def _cores() -> int:
+def cores() -> int:
+  """Those that this process may use."""
   return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
