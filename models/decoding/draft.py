@@ -207,5 +207,6 @@ def draft(
     pair if source.in_cache else (cache.keys[layer], cache.values[layer])
     for layer, (source, pair) in enumerate(zip(sources, attended, strict=True))
   ]
-  cache = KVCache(*zip(*kept, strict=True), cache.lengths)
-  return Drafts(drafts.T, None if hidden is None else hidden.swapaxes(0, 1), cache)
+  written, values = zip(*kept, strict=True)
+  hidden = None if hidden is None else hidden.swapaxes(0, 1)
+  return Drafts(drafts.T, hidden, KVCache(written, values, cache.lengths))
