@@ -98,7 +98,7 @@ def main(plan: Plan) -> None:
     _write_prompts(plan)
   results, seconds = [], _MINUTES.value * 60 - RESERVE
   print(f"At most {_MINUTES.value:g} minutes; all files go to {plan.folder}/.", flush=True)
-  for result in orchestrate.run(plan.todo, plan.folder, seconds, _ENVIRONMENT[_PLATFORM.value]):
+  for result in orchestrate.run(plan.todo, plan.folder, seconds, _environment(plan.folder)):
     results.append(result)
     log.metric(**result)
     print(f"{result['part']}: {result['status']} after {result['seconds']:.0f} s", flush=True)
@@ -109,6 +109,16 @@ def main(plan: Plan) -> None:
     (plan.folder / f"{name}.md").write_text(table(plan.folder).markdown())
   log.finish({"parts": results, "training": _training(plan)}, _closing(results, plan.folder))
   sys.exit(int(any(result["status"] != "passed" for result in results)))
+
+
+def _environment(folder: Path) -> dict[str, str]:
+  """Of every command; programs that two of them compile are compiled once."""
+  cache = {
+    "JAX_COMPILATION_CACHE_DIR": str((folder / "compiled").absolute()),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  }
+  given = {name: os.environ[name] for name in cache if name in os.environ}
+  return _ENVIRONMENT[_PLATFORM.value] | cache | given
 
 
 def _describe(plan: Plan) -> None:

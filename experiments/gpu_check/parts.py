@@ -42,7 +42,7 @@ FULL = Scale(
   training=("--micro_batches=8", "--micro_batch_size=4", "--sequence_length=1024"),
 )
 QUICK = Scale(
-  conformance=("--matching=page_of_16 or token",),
+  conformance=("--matching=lengths",),
   bandwidth=(
     *("--context=1024", "--rows=1", "--batch=1", "--kv_heads=2", "--head_size=64"),
     *("--runs_a_call=2", "--rounds=2", "--dtype=float32"),
@@ -84,19 +84,19 @@ def parts(folder: Path, scale: Scale, model: str) -> list[Part]:
     Part(
       "conformance",
       "Every kernel against its reference, on this device.",
-      170,
+      160,
       tuple(_conformance(folder, scale, name) for name in NAMES),
     ),
     Part(
       "bandwidth",
       "The kernels against copy bandwidth and other libraries.",
-      110,
+      130,
       (_module("gpu_check.bandwidth", folder / "bandwidth", *scale.bandwidth),),
     ),
     Part(
       "decoding",
       "A small model, trained and then decoded with by every method.",
-      140,
+      130,
       _decoding(folder, scale),
     ),
     Part(
