@@ -13,7 +13,7 @@ from schedules.pools import CUT, Pools
 from schedules.residency import derive
 from schedules.simulate import Profile, busy_seconds, simulate
 from schedules.steps import RESIDENT_UNIT, Kind, Queue, Step, Tier
-from schedules.traffic import LINKS, count, of_run, totals
+from schedules.traffic import LINKS, Traffic, count, of_run, totals
 
 _NAMES = {
   Queue.SSD_READ: "ssd_read",
@@ -70,13 +70,12 @@ def summary(
   those of an iteration.
   """
   work = settings.work
-  predicted = of_run(settings.schedule, work, settings.pools, len(result.losses))
+  predicted = _predicted(settings, result.stretches)
   device = settings.pools.peak_bytes(work)[Tier.DEVICE] + peaks["device"]
   seconds, bound = predicted_seconds(settings, profile)
   return {
-    "losses": result.losses,
     "seconds_per_iteration": result.seconds,
-    "tokens_per_second": tokens * len(result.seconds) / sum(result.seconds),
+    "tokens_per_second": tokens * len(result.seconds) / max(sum(result.seconds), 1e-9),
     "bytes": _by_link({link: sum(result.moved[link].values()) for link in LINKS}),
     "predicted_bytes": _by_link(totals(predicted)),
     "bytes_by_kind": {_NAMES[link]: dict(kinds) for link, kinds in result.moved.items()},
@@ -86,6 +85,15 @@ def summary(
     "optimizer_state_bytes": settings.pools.sizes.bytes(Kind.STATES) * work.units,
     "homes": homes_of(settings.pools),
     "busy_seconds": {str(queue): seconds for queue, seconds in result.busy.items()},
+  }
+
+
+def _predicted(settings: Settings, stretches: list[int]) -> Traffic:
+  """Bytes of a run whose stretches each begin with nothing in flight."""
+  work, pools = settings.work, settings.pools
+  runs = [of_run(settings.schedule, work, pools, n) for n in stretches]
+  return {
+    link: {kind: sum(run[link].get(kind, 0) for run in runs) for kind in Kind} for link in LINKS
   }
 
 

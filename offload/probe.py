@@ -29,10 +29,11 @@ def probe(
   transport: Transport,
   specs: HostSpecs,
   store: Store,
+  iteration: int,
 ) -> Profile:
   """A profile from the median of a few calls each, on buffers of the run's own sizes.
 
-  What it writes to SSD are arrays of its own, which it removes.
+  What it writes to SSD are arrays of its own, which it removes. `iteration` is the one to come.
   """
   kinds = (Kind.PARAMETERS, Kind.STATES, Kind.GRADIENTS)
   vectors = {kind: specs.vector(kind, layout.elements) for kind in kinds}
@@ -45,7 +46,7 @@ def probe(
   states = vectors[Kind.STATES]
   states.fill(1e-3)
   read, write = _ssd_seconds(store, states)
-  update = _seconds(lambda: updater.apply(0, *vectors.values(), decayed=layout.decayed))
+  update = _seconds(lambda: updater.apply(iteration, *vectors.values(), decayed=layout.decayed))
   bytes_of = lambda tree: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
   rates = {
     Queue.HOST_TO_DEVICE: bytes_of(views) / up,

@@ -71,8 +71,13 @@ def dense(cache: KVCache, layer: int) -> Source:
 
 
 def gathered(
-  cache: KVCache, layer: int, pages: Int[Array, "B Z E"], counts: Lengths, tail: Lengths,
-  page_size: int, room: int,
+  cache: KVCache,
+  layer: int,
+  pages: Int[Array, "B Z E"],
+  counts: Lengths,
+  tail: Lengths,
+  page_size: int,
+  room: int,
 ) -> Source:
   """A layer that attends to a copy of its selection and of the verified tail.
 

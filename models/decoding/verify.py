@@ -108,9 +108,7 @@ def look_back(
       del k, v
       keys, values = cache.keys[layer], cache.values[layer]
       asked = tuple(range(rows)) if layer >= selector.dense_layers else ()
-      seen = attention_with_mass(
-        q, keys, values, lengths, rows=asked, page_size=selector.page_size
-      )
+      seen = attention_with_mass(q, keys, values, lengths, rows=asked, page_size=selector.page_size)
       mass = _score(selector, seen, asked, keys) if asked else None
       if mass is not None:
         mass = jnp.where(of_text[:, None, :, None], mass, 0.0).sum(axis=2, keepdims=True)

@@ -56,7 +56,13 @@ CASES = {
   "nothing of five": (Nothing(BUDGET, capacity=5), "gpt", 2, 1, False),
   "a set per head": (PER_HEAD, "llama", 3, 3, False),
   **{
-    name: (make_selector(name, BUDGET, **({"dense_layers":1} if name=="quest" else {})), "llama", 3, 3, False)
+    name: (
+      make_selector(name, BUDGET, **({"dense_layers": 1} if name == "quest" else {})),
+      "llama",
+      3,
+      3,
+      False,
+    )
     for name in ("pillar", "snapkv", "h2o", "quest", "oracle", "random")
   },
 }
