@@ -3,8 +3,8 @@
     python -m experiments.train --model=bytes-3m --schedule=vertical --iterations=100 \
         --host_memory_budget=24MiB --workdir=runs/first
 
-Writes flags.txt, metrics.jsonl (one line an iteration), timeline.json (for Perfetto), summary.json,
-and the trained model under checkpoint/.
+Writes flags.txt, metrics.jsonl (one line an iteration), timeline.json and simulated_timeline.json
+(for Perfetto), timeline.png (both of them), summary.json, and the trained model under checkpoint/.
 """
 
 import dataclasses
@@ -182,17 +182,19 @@ def main(plan: Plan) -> None:
   with failures(run.advice):
     run.start()
     profile = run.streamer.probe()
+    cpu_seconds = time.process_time()
     result = run.train()
+    cpu_seconds = time.process_time() - cpu_seconds
     bits = _heldout_bits(plan, run.streamer)
     _save(plan, run.streamer)
   peaks = run.streamer.peak_bytes | {"device": programs.reserved_bytes}
-  summary = train_report.summary(plan.settings, profile, result, peaks, _tokens())
+  summary = train_report.summary(plan.settings, profile, result, peaks, cpu_seconds, _tokens())
   summary |= {"losses": [line["loss"] for line in read_metrics(plan.workdir)]}
   summary |= {"resumed_at": plan.done, "commits": run.commits}
   summary["heldout_bits_per_byte"] = bits
   summary["bigram_bits_per_byte"] = bigram_bits
-  train_report.write_timeline(plan.workdir / "timeline.json", result.spans)
   if result.losses:  # a run killed at its very end has nothing left to train
+    train_report.write_timelines(plan.workdir, plan.settings, profile, result)
     print(train_report.queues_table(summary))
   log.finish(
     summary,

@@ -140,9 +140,8 @@ class Store:
     for name in self.names:
       self.remove(name)
     (self.folder / manifest.NAME).unlink(missing_ok=True)
-    (self.folder / lock.NAME).unlink(missing_ok=True)
-    _remove_if_empty(self.folder)
     self.release()
+    _remove_if_empty(self.folder)
 
   def _attach(self, metadata: pathlib.Path) -> None:
     """Takes up an array that is there, if the store made it."""

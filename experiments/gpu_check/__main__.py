@@ -23,6 +23,7 @@ from absl import flags
 from experiments import data, program, run_log
 from experiments.gpu_check import orchestrate, parts
 from experiments.tables.registry import TABLES
+from experiments.tables.table import steady_seconds
 from experiments.tables.training import SCHEDULES
 from models.config import PRESETS
 
@@ -46,7 +47,7 @@ class Plan(NamedTuple):
   """What to run, where, and the corpus of its prompts (None where nothing is decoded)."""
 
   folder: Path
-  parts: list[orchestrate.Part]
+  todo: list[orchestrate.Part]
   scale: parts.Scale
   corpus: data.Corpus | None
   model: str
@@ -56,7 +57,7 @@ def check() -> Plan:
   """Refuses a machine without a GPU, and flags that do not fit; writes nothing."""
   folder = run_log.check_workdir(program.workdir(), program.name())
   scale = parts.QUICK if _QUICK.value else parts.FULL
-  model = _MODEL.value or ("bytes-tiny" if _QUICK.value else parts.largest_model(folder, 90))
+  model = _MODEL.value or ("bytes-tiny" if _QUICK.value else parts.largest_model(folder, 90.0))
   wanted = parts.parts(folder, scale, model)
   unknown = set(_PARTS.value) - {part.name for part in wanted}
   if unknown:
@@ -90,14 +91,14 @@ def main(plan: Plan) -> None:
     _describe(plan)
     return
   log = run_log.RunLog.start(plan.folder, program.name())
-  for part in plan.parts:  # an earlier check's runs; `check` saw that they are nothing else
+  for part in plan.todo:  # an earlier check's runs; `check` saw that they are nothing else
     for workdir, _ in part.runs():
       shutil.rmtree(workdir, ignore_errors=True)
   if plan.corpus is not None:
     _write_prompts(plan)
   results, seconds = [], _MINUTES.value * 60 - RESERVE
   print(f"At most {_MINUTES.value:g} minutes; all files go to {plan.folder}/.", flush=True)
-  for result in orchestrate.run(plan.parts, plan.folder, seconds, _ENVIRONMENT[_PLATFORM.value]):
+  for result in orchestrate.run(plan.todo, plan.folder, seconds, _ENVIRONMENT[_PLATFORM.value]):
     results.append(result)
     log.metric(**result)
     print(f"{result['part']}: {result['status']} after {result['seconds']:.0f} s", flush=True)
@@ -111,7 +112,7 @@ def main(plan: Plan) -> None:
 
 
 def _describe(plan: Plan) -> None:
-  for part in plan.parts:
+  for part in plan.todo:
     print(f"{part.name} (about {part.seconds:.0f} s): {part.says}")
     for command in part.commands:
       print(f"  python {shlex.join(command)}")
@@ -127,17 +128,22 @@ def _write_prompts(plan: Plan) -> None:
 
 
 def _training(plan: Plan) -> dict[str, Any]:
-  """Tokens, TFLOP/s (6 a parameter and token, recomputation not counted) and bound, by schedule."""
+  """Of each schedule: tokens/s and TFLOP/s of a median iteration, and its bound.
+
+  Six operations a parameter and token; what is computed again is not counted.
+  """
   found, count = {}, parts.model_parameters(PRESETS[plan.model])
   for schedule in SCHEDULES:
     if not (plan.folder / schedule / run_log.SUMMARY_FILE).is_file():
       continue
     summary = run_log.read_summary(plan.folder / schedule)
+    took, every = steady_seconds(summary), summary["seconds_per_iteration"]
+    tokens = summary["tokens_per_second"] * sum(every) / len(every)
     found[schedule] = {
       "model": plan.model,
-      "tokens_per_second": summary["tokens_per_second"],
-      "tflops": 6 * count * summary["tokens_per_second"] / 1e12,
-      "seconds_per_iteration": summary["seconds_per_iteration"],
+      "tokens_per_second": tokens / took,
+      "tflops": 6 * count * tokens / took / 1e12,
+      "seconds_per_iteration": every,
       "bound_seconds_per_iteration": summary["bound_seconds_per_iteration"],
       "timeline": f"{schedule}/timeline.json",
     }

@@ -30,7 +30,7 @@ class Part:
 
   name: str
   says: str
-  seconds: float
+  seconds: int
   commands: tuple[tuple[str, ...], ...]
 
   def runs(self) -> Iterator[tuple[str, str]]:
@@ -64,7 +64,7 @@ def _run_part(
   log.unlink(missing_ok=True)
   for command in part.commands:
     left = start + allowed - time.monotonic()
-    code = _run_command(command, log, max(left, 0), environment) if left > 0 else None
+    code = _run_command(command, log, left, environment) if left > 0 else None
     done.append({"command": shlex.join(command), "exit_code": code, "said": _last_line(log)})
   codes = [command["exit_code"] for command in done]
   status = "timed out" if None in codes else "failed" if any(codes) else "passed"
