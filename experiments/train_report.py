@@ -15,7 +15,7 @@ from schedules.pools import CUT, Pools
 from schedules.residency import derive
 from schedules.simulate import Profile, busy_seconds, simulate
 from schedules.steps import Action, Kind, Queue, Step, Tier
-from schedules.traffic import LINKS, count, of_run, totals
+from schedules.traffic import LINKS, Traffic, count, of_run, totals
 
 STEADY = 2  # the iteration that is simulated, and drawn: the first that begins as all later ones do
 _NAMES = {
@@ -74,14 +74,13 @@ def summary(
   those of an iteration; `cpu_seconds` those of all of this process's threads while it trained.
   """
   work = settings.work
-  predicted = of_run(settings.schedule, work, settings.pools, len(result.losses))
+  predicted = _predicted(settings, result.stretches)
   device = settings.pools.peak_bytes(work)[Tier.DEVICE] + peaks["device"]
   simulated, resources = _forecast(settings, profile)
   begin, end = window(simulated)
   return {
-    "losses": result.losses,
     "seconds_per_iteration": result.seconds,
-    "tokens_per_second": tokens * len(result.seconds) / sum(result.seconds),
+    "tokens_per_second": tokens * len(result.seconds) / max(sum(result.seconds), 1e-9),
     "bytes": _by_link({link: sum(result.moved[link].values()) for link in LINKS}),
     "predicted_bytes": _by_link(totals(predicted)),
     "bytes_by_kind": {_NAMES[link]: dict(kinds) for link, kinds in result.moved.items()},
@@ -95,6 +94,15 @@ def summary(
     "homes": homes_of(settings.pools),
     "busy_seconds": {str(queue): seconds for queue, seconds in result.busy.items()},
     "profile": dataclasses.asdict(profile),
+  }
+
+
+def _predicted(settings: Settings, stretches: list[int]) -> Traffic:
+  """Bytes of a run whose stretches each begin with nothing in flight."""
+  work, pools = settings.work, settings.pools
+  runs = [of_run(settings.schedule, work, pools, n) for n in stretches]
+  return {
+    link: {kind: sum(run[link].get(kind, 0) for run in runs) for kind in Kind} for link in LINKS
   }
 
 

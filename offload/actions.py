@@ -15,6 +15,7 @@ from offload.programs import Programs, Where
 from offload.resident import Resident
 from offload.transport import Transport
 from offload.update import Updater
+from schedules.pools import PERSISTENT
 from schedules.steps import RESIDENT_UNIT, Access, Action, Kind, Mode, Queue, Step, Tier, Work
 from schedules.traffic import LINKS
 
@@ -36,6 +37,8 @@ class Actions:
   Attributes:
     losses: iteration -> micro-batch -> loss in nats, summed over its tokens.
     moved: bytes by link and kind, counted as they move.
+
+  From iteration `checksums_from` on, what is written to SSD has its checksum noted, for a commit.
   """
 
   def __init__(
@@ -51,13 +54,14 @@ class Actions:
     arrays: Arrays,
     batches: Batches,
     seed: int,
+    checksums_from: int | None = None,
   ):
     self._work, self._layout, self._cuts = work, layout, cuts
     self._programs, self._updater = programs, updater
     self._resident, self._transport, self._host, self._arrays = resident, transport, host, arrays
     # A micro-batch is asked for by every unit, in both passes.
     self._batches = functools.lru_cache(2 * work.micro_batches)(batches)
-    self._seed = seed
+    self._seed, self._checksums_from = seed, checksums_from
     self._device: dict[tuple[Kind, int | None], Any] = {}
     self._weights: dict[int, float] = {}
     self.losses: dict[int, dict[int | None, float]] = defaultdict(dict)
@@ -90,7 +94,11 @@ class Actions:
 
   def _write_ssd(self, step: Step) -> int:
     (source,), (target,) = step.sources, step.targets
-    return self._arrays.write(target.object, target.slices, self._host[source])
+    last = self._checksums_from is not None and step.iteration >= self._checksums_from
+    persistent = target.object.kind in PERSISTENT
+    return self._arrays.write(
+      target.object, target.slices, self._host[source], checksum=last and persistent
+    )
 
   def _up(self, step: Step) -> int:
     (target,) = step.targets

@@ -43,10 +43,11 @@ def probe(
   transport: Transport,
   specs: HostSpecs,
   store: Store,
+  iteration: int,
 ) -> Profile:
   """A profile from the median of a few calls each, on buffers of the run's own sizes.
 
-  What it writes to SSD are arrays of its own, which it removes.
+  What it writes to SSD are arrays of its own, which it removes. `iteration` is the one to come.
   """
   kinds = (Kind.PARAMETERS, Kind.STATES, Kind.GRADIENTS)
   vectors = {kind: specs.vector(kind, layout.elements) for kind in kinds}
@@ -57,7 +58,7 @@ def probe(
   calls: dict[Queue, Call] = {
     Queue.HOST_TO_DEVICE: lambda: transport.up(views),
     Queue.DEVICE_TO_HOST: lambda: transport.down(gradients, layout.views(vectors[Kind.GRADIENTS])),
-    Queue.HOST_UPDATE: lambda: updater.apply(0, *vectors.values(), decayed=layout.decayed),
+    Queue.HOST_UPDATE: lambda: updater.apply(iteration, *vectors.values(), decayed=layout.decayed),
   }
   device = [_cost(call) for call in computations]
   costs = {queue: _cost(call) for queue, call in calls.items()}

@@ -8,14 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from offload import snapshot
 from offload.actions import Actions, Batch, Batches
-from offload.arrays import Arrays, HostSlots, HostSpecs
-from offload.cuts import Cuts
 from offload.executor import Executor, Span
 from offload.layout import Layout
 from offload.probe import probe
 from offload.programs import Model, Programs, Where
-from offload.resident import Resident
+from offload.state import State
 from offload.store import Store
 from offload.transport import TRANSPORTS
 from offload.update import Optimizer, Updater
@@ -24,18 +23,8 @@ from schedules.pools import Pools
 from schedules.registry import Schedule
 from schedules.residency import derive
 from schedules.simulate import Profile
-from schedules.steps import (
-  RESIDENT_UNIT,
-  Access,
-  Kind,
-  Mode,
-  Object,
-  Queue,
-  Slice,
-  Step,
-  Tier,
-  Work,
-)
+from schedules.steps import RESIDENT_UNIT, Kind, Queue, Step, Work
+from schedules.traffic import LINKS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +38,7 @@ class Settings:
   seed: int = 0
   transport: str = "copy"
   overlap: bool = True
+  verify_reads: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +51,7 @@ class Result:
     moved: bytes by link and kind, counted as they moved.
     spans: the steps of the first iterations, in seconds since the run began.
     busy: seconds of work of each queue.
+    stretches: iterations of each call that the result is of; nothing is in flight between them.
   """
 
   losses: list[float]
@@ -68,13 +59,33 @@ class Result:
   moved: dict[Queue, dict[Kind, int]]
   spans: list[Span]
   busy: dict[Queue, float]
+  stretches: list[int]
+
+  @classmethod
+  def none(cls) -> "Result":
+    return cls([], [], {link: {} for link in LINKS}, [], dict.fromkeys(Queue, 0.0), [])
+
+  def then(self, later: "Result") -> "Result":
+    """Two stretches of a run as one; spans are the first's."""
+    moved = {
+      link: {kind: kinds.get(kind, 0) + later.moved[link].get(kind, 0) for kind in Kind}
+      for link, kinds in self.moved.items()
+    }
+    return Result(
+      self.losses + later.losses,
+      self.seconds + later.seconds,
+      {link: {k: n for k, n in kinds.items() if n} for link, kinds in moved.items()},
+      self.spans or later.spans,
+      {queue: seconds + later.busy[queue] for queue, seconds in self.busy.items()},
+      self.stretches + later.stretches,
+    )
 
 
 class Streamer:
-  """A model in training: its parameters and states on their tiers, and what moves them.
+  """A model in training and what moves it; begins anew unless the store holds a commit.
 
-  Construction writes the initial values into the store, unit by unit:
-  a model that does not fit in memory is never whole there.
+  Attributes:
+    iteration: iterations that the state has been through.
   """
 
   def __init__(
@@ -86,35 +97,48 @@ class Streamer:
     batches: Batches,
     store: Store,
   ):
+    """Raises:
+    Corrupt: the store's last commit is not as it was written; says what is not.
+    """
     self._model, self._layout, self._settings, self._batches = model, layout, settings, batches
-    self._programs = programs
+    self._programs, self._store = programs, store
     self._updater = Updater(settings.optimizer, model.dtype)
-    names = self._updater.names
     self._transport = TRANSPORTS[settings.transport]()
-    self._cuts = Cuts(settings.pools)
-    self._specs = HostSpecs(self._cuts, self._programs.boundary, names, model.dtype)
-    self._host = HostSlots(self._specs)
-    self._store, self._arrays = store, Arrays(store, self._cuts, names)
-    self._resident = self._initialise(jax.random.key(settings.seed))
+    self._state = State(
+      *(model, layout, programs.boundary, self._updater, settings.work, settings.pools, store),
+      verify_reads=settings.verify_reads,
+    )
+    commits = snapshot.all_of(store.folder)
+    self.iteration = commits[-1].iteration if commits else 0
+    if commits:
+      self._state.resume(commits, settings.optimizer)
+    else:
+      self._state.initialise(jax.random.key(settings.seed), settings.optimizer)
 
   @property
   def peak_bytes(self) -> dict[str, int]:
     """Bytes of the host buffers and of the SSD arrays that were made."""
-    return {"host": self._host.bytes, "ssd": self._arrays.bytes}
+    return self._state.peak_bytes
 
   def run(
-    self, first: int, count: int, on_iteration: Callable[[int, float], None] = lambda i, loss: None
+    self,
+    count: int,
+    on_iteration: Callable[[int, float], None] = lambda i, loss: None,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    commits: bool = False,
   ) -> Result:
-    """Trains iterations `first` to `first + count - 1`; nothing is left pending at the end.
+    """Trains `count` further iterations; nothing is left pending at the end.
 
-    The first run begins with iteration 0, each further one where the one before has ended.
-
-    `on_iteration` is told each iteration's number and its loss when its backward pass is over.
+    `on_iteration` is told each iteration's number and its loss when its backward pass is over. Once
+    `stop` says so no further iteration is begun. `commits` says that a commit is to follow, so that
+    the last iteration notes the checksums of what it writes.
     """
-    s = self._settings
+    s, state, first = self._settings, self._state, self.iteration
     actions = Actions(
-      *(s.work, self._layout, self._cuts, self._programs, self._updater),
-      *(self._resident, self._transport, self._host, self._arrays, self._batches, s.seed),
+      *(s.work, self._layout, state.cuts, self._programs, self._updater),
+      *(state.resident, self._transport, state.host, state.arrays, self._batches, s.seed),
+      first + count - 1 if commits else None,
     )
     losses, ends = [], [time.perf_counter()]
 
@@ -125,10 +149,23 @@ class Streamer:
         on_iteration(step.iteration, losses[-1])
 
     executor = Executor(actions.perform, overlap=s.overlap)
-    executor.run(derive(iterations(s.schedule, s.work, first, count), s.work, s.pools), done)
+    lists = iterations(s.schedule, s.work, first, count, stop)
+    executor.run(derive(lists, s.work, s.pools), done)
     ends[-1] = time.perf_counter()  # the last iteration ends when its last write has landed
+    self.iteration += len(losses)
     moved = {link: dict(kinds) for link, kinds in actions.moved.items()}
-    return Result(losses, np.diff(ends).tolist(), moved, executor.spans, executor.busy)
+    seconds = np.diff(ends).tolist()
+    return Result(losses, seconds, moved, executor.spans, executor.busy, [len(losses)])
+
+  def commit(self, keep: int = 1) -> int:
+    """Makes the present state the one that a later run resumes from; returns the bytes written
+    for it. `keep` commits are kept."""
+    return self._state.commit(self.iteration, keep)
+
+  @property
+  def commit_bytes(self) -> int:
+    """Bytes that a commit is to write."""
+    return self._state.commit_bytes
 
   def evaluate(self, batches: Iterable[Batch]) -> float:
     """Mean loss in nats per token, nothing dropped; each unit is loaded once for all batches.
@@ -137,7 +174,7 @@ class Streamer:
     """
     batches = list(batches)
     at = [Where.of(self._settings.seed, 0, 0, 0, batch.positions) for batch in batches]
-    resident, last = self._resident.parameters, self._model.units - 1
+    resident, last = self.resident_parameters, self._model.units - 1
     both = list(zip(batches, at, strict=True))
     xs = [self._programs.embed(resident["embed"], batch.inputs, w) for batch, w in both]
     for u in range(last):
@@ -153,73 +190,27 @@ class Streamer:
   def probe(self) -> Profile:
     """What this run's computations and transfers take on this machine, measured one at a time."""
     return probe(
-      *(self._layout, self._programs, self._resident.parameters, self._updater),
-      *(self._transport, self._specs, self._store),
+      *(self._layout, self._programs, self.resident_parameters, self._updater),
+      *(self._transport, self._state.specs, self._store, self.iteration),
     )
 
   def unit_parameters(self, unit: int) -> Any:
     """One unit's parameters in host memory."""
-    return self._layout.views(self._stored(Kind.PARAMETERS, unit))
+    return self._layout.views(self._state.vector(Kind.PARAMETERS, unit))
 
   def unit_states(self, unit: int) -> dict[str, np.ndarray]:
     """One unit's optimizer vectors by name, flat, as the layout has them."""
-    return dict(zip(self._updater.names, self._stored(Kind.STATES, unit), strict=True))
+    states = self._state.vector(Kind.STATES, unit)
+    return dict(zip(self._updater.names, states, strict=True))
 
   @property
   def resident_parameters(self) -> Any:
-    return self._resident.parameters
+    return self._state.resident.parameters
 
-  def close(self) -> None:
-    """Removes the store: it belongs to this run alone."""
-    self._arrays.close()
+  def release(self) -> None:
+    """Leaves the store to a later run."""
+    self._store.release()
 
-  def _initialise(self, key: jax.Array) -> Resident:
-    model, layout = self._model, self._layout
-    init_unit = jax.jit(model.init_unit)
-    masters = self._specs.vector(Kind.GRADIENTS, layout.elements)
-    states = self._specs.vector(Kind.STATES, layout.elements)
-    for u in range(model.units):
-      tree = init_unit(jax.random.fold_in(key, u))
-      jax.tree.map(lambda view, leaf: np.copyto(view, leaf), layout.views(masters), tree)
-      self._updater.initial_states(masters, states)
-      self._put(Kind.PARAMETERS, u, masters.astype(model.dtype, copy=False))
-      self._put(Kind.STATES, u, states)
-    self._updater.start(0)
-    initial = jax.jit(model.init_resident)(jax.random.fold_in(key, model.units))
-    return Resident(initial, self._settings.optimizer, model.dtype)
-
-  def _put(self, kind: Kind, unit: int, vector: np.ndarray) -> None:
-    for access in self._at_home(kind, unit):
-      if access.tier is Tier.HOST:
-        for run in self._cuts.runs(kind, access.slices, self._host[access]):
-          np.copyto(run.array, vector[..., run.start : run.stop])
-      else:
-        self._arrays.write(access.object, access.slices, self._streamed(kind, vector))
-
-  def _stored(self, kind: Kind, unit: int) -> np.ndarray:
-    """A copy of a unit's vector, or of its stacked ones."""
-    vector = self._specs.vector(kind, self._layout.elements)
-    for access in self._at_home(kind, unit):
-      if access.tier is Tier.HOST:
-        for run in self._cuts.runs(kind, access.slices, self._host[access]):
-          np.copyto(vector[..., run.start : run.stop], run.array)
-      else:
-        self._arrays.read(access.object, access.slices, self._streamed(kind, vector))
-    return vector
-
-  def _streamed(self, kind: Kind, vector: np.ndarray) -> np.ndarray:
-    """The run of a vector that a ring's buffer holds: its slices on SSD."""
-    first = next(s for s in self._settings.pools.vectors[kind] if s.home is Tier.SSD)
-    start = self._cuts.start(kind, first)
-    return vector[..., start : start + self._cuts.length(kind, Tier.SSD)]
-
-  def _at_home(self, kind: Kind, unit: int) -> list[Access]:
-    """Where a unit's vectors are between iterations."""
-    item, pools, work = Object(kind, unit), self._settings.pools, self._settings.work
-    homes: dict[Tier, list[Slice]] = {}
-    for piece in pools.vectors[kind]:
-      homes.setdefault(pools.home(item, piece, work), []).append(piece)
-    return [
-      Access(tier, item, Mode.READ, tuple(slices), pools.home_slot(item, tier, work))
-      for tier, slices in homes.items()
-    ]
+  def remove(self) -> None:
+    """Removes the store."""
+    self._store.remove_all()

@@ -145,7 +145,7 @@ def train(tmp_path):
       Settings(order, work, pools, optimizer(), **settings),
       *(batches, Store(tmp_path / f"store{len(list(tmp_path.iterdir()))}", {})),
     )
-    result = streamer.run(0, ITERATIONS)
+    result = streamer.run(ITERATIONS)
     lists = derive(iterations(order, work, 0, ITERATIONS), work, pools)
     units = range(model.units)
     trees = [*(streamer.unit_parameters(u) for u in units), streamer.resident_parameters]
@@ -158,7 +158,7 @@ def train(tmp_path):
       streamer.peak_bytes,
       pools.peak_bytes(work),
     )
-    streamer.close()
+    streamer.remove()
     return trained
 
   return run

@@ -27,7 +27,7 @@ def streamer(small_model, some_batches, adamw, tmp_path):
   streamer = Streamer(
     small_model, layout, programs, settings, some_batches, Store(tmp_path / "s", {})
   )
-  streamer.run(0, 2)
+  streamer.run(2)
   return streamer
 
 
