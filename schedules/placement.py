@@ -177,7 +177,7 @@ def rounded(best: tuple[Case, Solution], room: Budgets) -> Pools:
     if not count_of(case.moves, kind, SSD_QUEUES):
       homes = {**pools.homes, kind: Tier.HOST}
       at_home = dataclasses.replace(pools, homes=homes)
-      if pools.homes[kind] is Tier.SSD and _fits(at_home, case.work, room):
+      if pools.homes[kind] is Tier.SSD and not pools.spilled and _fits(at_home, case.work, room):
         pools = at_home
   return pools
 

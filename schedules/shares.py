@@ -16,7 +16,7 @@ from schedules.moves import PHASES, UPDATE, Move, computation_seconds, draws
 from schedules.pools import CUT, PAGE, PERSISTENT, Sizes
 from schedules.simulate import Profile
 from schedules.steps import Kind, Part, Queue, Tier, Work
-from schedules.structure import Structure
+from schedules.structure import BOUNDARIES, Structure
 
 HOMES = (Tier.HOST, Tier.SSD)
 _SSD_QUEUES = (Queue.SSD_READ, Queue.SSD_WRITE)
@@ -206,7 +206,7 @@ def _terms(case: Case, move: Move) -> Iterator[tuple[object, float]]:
         (move.what, piece.part, piece.home),
         case.elements * sizes.widths[move.what] / rate,
       )
-  elif case.spills and move.what is Kind.BOUNDARY:
+  elif case.spills and case.structure.home(Kind(move.what)) is Tier.HOST:
     yield _SPILLED, sizes.whole[move.what] / rate / case.structure.spilled
   else:
     yield _CONSTANT, latency + sizes.whole[move.what] / rate
@@ -217,7 +217,8 @@ def _memory_rows(case: Case, program: _Program, *, excess: bool) -> None:
   structure, work, sizes = case.structure, case.work, case.sizes
   base = dataclasses.replace(structure, spilled=min(structure.spilled, 1) if case.spills else 0)
   fixed = (base if case.spills else structure).whole_bytes(work, sizes)
-  boundary = work.last * sizes.whole[Kind.BOUNDARY] / case.elements
+  spilling = (kind for kind in BOUNDARIES if structure.home(kind) is Tier.HOST)
+  boundary = work.last * sum(sizes.whole[kind] for kind in spilling) / case.elements
   for tier, sign in ((Tier.HOST, -1.0), (Tier.SSD, 1.0)):
     limit = case.room.get(tier)
     if limit is None:
