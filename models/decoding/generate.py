@@ -32,8 +32,9 @@ class Prompts(NamedTuple):
 
   def ends(self, count: int) -> Tokens:
     """Each prompt's last `count` tokens, against the right; in front of shorter ones, any."""
-    at = self.lengths[:, None] - count + jnp.arange(count, dtype=jnp.int32)[None, :]
-    return jnp.take_along_axis(self.tokens, jnp.maximum(at, 0), axis=1)
+    # On the host, where a new length of prompt compiles nothing.
+    at = np.asarray(self.lengths)[:, None] - count + np.arange(count)[None, :]
+    return jnp.asarray(np.take_along_axis(np.asarray(self.tokens), np.maximum(at, 0), axis=1))
 
 
 def pad(prompts: Sequence[Sequence[int]]) -> Prompts:
@@ -76,10 +77,13 @@ class Generator:
   parameters: Parameters
   method: Method
 
+  def empty_cache(self, sequences: int, slots: int) -> KVCache:
+    """A new cache that holds nothing."""
+    return kv_cache.make(self.model.config, sequences, slots, self.model.dtype)
+
   def prefill(self, prompts: Prompts, slots: int) -> KVCache:
     """A new cache of all but each prompt's last token."""
-    batch = prompts.tokens.shape[0]
-    cache = kv_cache.make(self.model.config, batch, slots, self.model.dtype)
+    cache = self.empty_cache(prompts.tokens.shape[0], slots)
     return prefill(self.model, self.parameters, cache, prompts.tokens, prompts.lengths)
 
   def start(self, prompts: Prompts, cache: KVCache, keys: SequenceKeys, wanted: int) -> LoopState:

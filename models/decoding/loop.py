@@ -99,12 +99,12 @@ class Selecting(NamedTuple):
   Attributes:
     known: the selector's own state.
     held: the selection in use, where one holds for more than a round.
-    rounds: how many there have been.
+    rounds: how many each sequence has had.
   """
 
   known: Any
   held: Selection | None
-  rounds: Int[Array, ""]
+  rounds: Int[Array, " B"]
 
 
 class LoopState(NamedTuple):
@@ -156,7 +156,7 @@ def _emit(method: Method, state: LoopState, yielded: Acceptance) -> LoopState:
   )
 
 
-def _verify_and_emit(
+def verify_and_emit(
   model: Transformer,
   parameters: Parameters,
   method: Method,
@@ -187,7 +187,7 @@ def _accept(model, parameters, sampler, drafts, logits, keys) -> Acceptance:
   return accept_sampled(keys, drafts.tokens, drafts.hidden, q_of, p)
 
 
-def _select(model: Transformer, method: Method, state: LoopState) -> Selection:
+def select_for_round(model: Transformer, method: Method, state: LoopState) -> Selection:
   """What is selected for this round."""
   selector, selecting = method.selector, state.selecting
   assert isinstance(selector, Selector) and selecting is not None
@@ -197,16 +197,29 @@ def _select(model: Transformer, method: Method, state: LoopState) -> Selection:
     return fresh()
   if method.refresh == 0:
     return selecting.held
-  return jax.lax.cond(selecting.rounds % method.refresh == 0, fresh, lambda: selecting.held)
+  due = selecting.rounds % method.refresh == 0  # of each sequence: they may have begun at any time
+  held = selecting.held
+
+  def renewed() -> Selection:
+    new = fresh()
+    return Selection(
+      jnp.where(due[None, :, None, None], new.pages, held.pages),
+      jnp.where(due[None, :], new.counts, held.counts),
+      jnp.where(due, new.tail, held.tail),
+    )
+
+  return jax.lax.cond(due.any(), renewed, lambda: held)
 
 
-def _draft(model, parameters, method, state, keys) -> tuple[Drafts, Selecting]:
+def draft_round(
+  model: Transformer, parameters: Parameters, method: Method, state: LoopState, keys: SequenceKeys
+) -> tuple[Drafts, Selecting]:
   """Drafts of one round, and what is now selected."""
   selector, gamma, selecting = method.selector, method.draft_length, state.selecting
   if isinstance(selector, InLayerSelector):
     sources = drafting.sources_by_query(state.cache, selector, selecting.known, gamma)
   else:
-    selection = _select(model, method, state)
+    selection = select_for_round(model, method, state)
     if selecting.held is not None:
       selecting = selecting._replace(held=selection)
     wanted = _wanted(method, state)
@@ -218,17 +231,25 @@ def _draft(model, parameters, method, state, keys) -> tuple[Drafts, Selecting]:
   return drafts, selecting
 
 
+class Round(NamedTuple):
+  """What one round drafted, how many of its drafts stood, and how much was emitted before it."""
+
+  drafts: Int[Array, "B G"]
+  accepted: Int[Array, " B"]
+  before: Int[Array, " B"]
+
+
 def _round(
   model: Transformer, parameters: Parameters, method: Method, state: LoopState
-) -> LoopState:
+) -> tuple[LoopState, Round]:
   """One round of every sequence; those that have all they want stay as they are."""
   # Lengths grow with every round: no draw is used twice.
   keys = fold(state.keys, state.cache.lengths)
-  active, drafts = _active(method, state), no_drafts(state.cache)
+  active, drafts, before = _active(method, state), no_drafts(state.cache), state.emitted
   if method.selector is not None:
-    drafts, selecting = _draft(model, parameters, method, state, keys)
+    drafts, selecting = draft_round(model, parameters, method, state, keys)
     state = state._replace(selecting=selecting)
-  state, observation = _verify_and_emit(
+  state, observation = verify_and_emit(
     model, parameters, method, state, drafts, keys, method.observer
   )
   if state.selecting is not None:
@@ -238,9 +259,8 @@ def _round(
     rounds = state.selecting.rounds + 1
     state = state._replace(selecting=state.selecting._replace(known=known, rounds=rounds))
   stood = jnp.where(active, observation.accepted, state.acceptances.shape[1])
-  return state._replace(
-    acceptances=state.acceptances.at[jnp.arange(len(stood)), stood].add(1, mode="drop")
-  )
+  counted = state.acceptances.at[jnp.arange(len(stood)), stood].add(1, mode="drop")
+  return state._replace(acceptances=counted), Round(drafts.tokens, observation.accepted, before)
 
 
 def _first_selecting(model, parameters, method, state, ends, observation) -> Selecting:
@@ -250,10 +270,10 @@ def _first_selecting(model, parameters, method, state, ends, observation) -> Sel
     seen = observation.lengths + 1
     mass = look_back(model, parameters, observation.cache, ends, seen, selector)
     observation = observation._replace(mass=mass)
-  selecting = Selecting(selector.init(observation), None, jnp.int32(0))
+  selecting = Selecting(selector.init(observation), None, jnp.zeros(len(ends), jnp.int32))
   if method.refresh == 1:
     return selecting
-  held = _select(model, method, state._replace(selecting=selecting))
+  held = select_for_round(model, method, state._replace(selecting=selecting))
   return selecting._replace(held=held, known=selecting.known if method.refresh else None)
 
 
@@ -294,7 +314,7 @@ def start(
     return state
   observer = method.selector if method.prompt_rows == 1 else None
   folded = fold(keys, cache.lengths)
-  state, observation = _verify_and_emit(
+  state, observation = verify_and_emit(
     model, parameters, method, state, no_drafts(cache), folded, observer
   )
   selecting = _first_selecting(model, parameters, method, state, ends, observation)
@@ -311,4 +331,34 @@ def advance(
   tokens at a time to stream. `state` is donated; the cache is updated in place.
   """
   hungry = lambda state: (_active(method, state) & (state.emitted < until)).any()
-  return jax.lax.while_loop(hungry, lambda state: _round(model, parameters, method, state), state)
+  step = lambda state: _round(model, parameters, method, state)[0]
+  return jax.lax.while_loop(hungry, step, state)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "method"), donate_argnames="state")
+def advance_rounds(
+  model: Transformer,
+  parameters: Parameters,
+  method: Method,
+  state: LoopState,
+  rounds: Array,
+  watched: Bool[Array, " B"],
+) -> tuple[LoopState, Round]:
+  """`rounds` rounds, or fewer where a watched sequence ends, or all have.
+
+  Returns the state, which is donated, and what the last round drafted.
+  """
+
+  def going(carry):
+    state, _, done = carry
+    active = _active(method, state)
+    return active.any() & ~(watched & ~active).any() & (done < rounds)
+
+  def step(carry):
+    state, _, done = carry
+    return *_round(model, parameters, method, state), done + 1
+
+  none = jnp.zeros_like(state.emitted)
+  nothing = Round(jnp.zeros((len(none), method.draft_length), jnp.int32), none, state.emitted)
+  state, last, _ = jax.lax.while_loop(going, step, (state, nothing, jnp.int32(0)))
+  return state, last
