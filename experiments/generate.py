@@ -3,14 +3,20 @@
     python -m experiments.generate --checkpoint=results/quickstart/training/checkpoint \\
       --prompt_file=book.txt --method=specattn --draft_length=6 --kv_budget=0.07
 
-Tokens are bytes. `summary.json` holds the completions, tokens per second of decoding alone (warmed
-up, compilation timed apart, median over repeats), acceptance length, rounds, seconds per phase, and
-the speed-up that the roofline predicts at the acceptance length measured.
+Tokens are bytes. One prompt's text is shown on a terminal as it is decoded (--show_drafts colours
+the drafts that stood and those that did not); many prompts are a queue over --batch_size places,
+and --output_jsonl keeps their texts. With --repeats, methods are timed instead: whole batches,
+warmed up, the median over repeats.
+
+`summary.json` holds the completions, tokens per second of decoding alone (compilation timed apart),
+acceptance length, acceptance by draft position, rounds, seconds per phase, and the speed-up that
+the roofline predicts at the acceptance length measured.
 """
 
+import codecs
 import dataclasses
-import hashlib
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +24,12 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import decoding_flags, program, run_log
-from experiments.decoding_flags import AUTOREGRESSIVE, END_TOKEN, METHOD
-from models.decoding import compare, roofline
-from models.decoding.generate import Generator, Timing, measure, pad, sequence_keys, slots_for
+from experiments import decoding_flags, live_text, program, prompt_flags, reference_run, run_log
+from experiments.decoding_flags import END_TOKEN, METHOD
+from experiments.generate_report import JsonLines, closing, summarize
+from experiments.generate_run import Request, Text, benchmark, serve
+from experiments.prompt_flags import Prompt
+from models.decoding.generate import Generator, Timing, slots_for
 from models.decoding.loop import Method
 from models.transformer import Transformer
 from models.weights import checkpoint
@@ -29,22 +37,17 @@ from pallas_kernels import choice
 from pallas_kernels.attention_with_mass.api import IMPLEMENTATIONS, attention_with_mass
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of the model's checkpoint.")
-PROMPT_FILES = flags.DEFINE_multi_string(
-  "prompt_file", [], "A file that is one prompt; repeatable."
-)
-PROMPT_BYTES = flags.DEFINE_integer(
-  "prompt_bytes", 0, "Use only the first bytes of each prompt file; 0 uses all.", lower_bound=0
-)
 MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 256, "Tokens to decode.", lower_bound=1)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Prompts decoded together.", lower_bound=1)
-REPEATS = flags.DEFINE_integer("repeats", 3, "Timed runs, behind one to warm up.", lower_bound=1)
+REPEATS = flags.DEFINE_integer(
+  "repeats", 0, "Timed runs of each batch, behind one to warm up; 0: no benchmark.", lower_bound=0
+)
+TIME_PHASES = flags.DEFINE_bool(
+  "time_phases", True, "Time a round's phases at the end, each as a program of its own."
+)
+OUTPUT_JSONL = flags.DEFINE_string("output_jsonl", None, "A new file for the texts, one a line.")
 IMPLEMENTATION = flags.DEFINE_enum(
   "implementation", None, list(IMPLEMENTATIONS), "Of the kernels; the platform's best if not given."
-)
-COMPARE_WITH = flags.DEFINE_string(
-  "compare_with",
-  None,
-  "Folder of an autoregressive run of the same prompts, to compare texts with.",
 )
 
 
@@ -55,8 +58,9 @@ class Plan:
   checkpoint: str
   model: Transformer
   method: Method
-  prompts: list[bytes]
-  slots: int
+  request: Request
+  stream: bool
+  asked: dict[str, Any]
   reference: list[list[int]] | None  # the completions to compare with
 
 
@@ -71,11 +75,27 @@ def check() -> Plan:
       f"--checkpoint={CHECKPOINT.value} has a vocabulary of {model.config.vocabulary}, but prompts"
       " are read as bytes, which takes a model of 256 tokens."
     )
-  prompts = _prompts()
-  method = decoding_flags.method()
-  slots = slots_for(model.config, method, max(map(len, prompts)), MAX_NEW_TOKENS.value)
+  method, prompts = decoding_flags.method(), prompt_flags.prompts()
+  slots = _slots(model, method, prompts)
   _check_kernels(model, method, slots)
-  return Plan(CHECKPOINT.value, model, method, prompts, slots, _reference(prompts, method))
+  _check_output()
+  size = method.together(min(BATCH_SIZE.value, len(prompts)))
+  stream = live_text.wanted(len(prompts), size) and not REPEATS.value
+  request = Request(
+    *(prompts, size, slots, MAX_NEW_TOKENS.value, program.FLAGS.seed, TIME_PHASES.value)
+  )
+  texts = [prompt.text for prompt in prompts]
+  asked = reference_run.asked(texts, MAX_NEW_TOKENS.value, END_TOKEN.value)
+  reference = reference_run.completions(method, asked)
+  return Plan(CHECKPOINT.value, model, method, request, stream, asked, reference)
+
+
+def _slots(model: Transformer, method: Method, prompts: list[Prompt]) -> int:
+  longest = max(prompts, key=lambda prompt: len(prompt.text))
+  try:
+    return slots_for(model.config, method, len(longest.text), MAX_NEW_TOKENS.value)
+  except ValueError as error:
+    raise ValueError(f"{longest.name}: {error}") from error
 
 
 def _check_kernels(model: Transformer, method: Method, slots: int) -> None:
@@ -91,72 +111,39 @@ def _check_kernels(model: Transformer, method: Method, slots: int) -> None:
       raise ValueError(f"--implementation={IMPLEMENTATION.value}: {error}") from error
 
 
-def _prompts() -> list[bytes]:
-  if not PROMPT_FILES.value:
-    raise ValueError("Give at least one --prompt_file.")
-  prompts = [Path(path).read_bytes() for path in PROMPT_FILES.value]
-  for path, prompt in zip(PROMPT_FILES.value, prompts, strict=True):
-    if not prompt:
-      raise ValueError(f"--prompt_file={path} is empty; a prompt needs at least one byte.")
-  return [prompt[: PROMPT_BYTES.value or None] for prompt in prompts]
-
-
-def _reference(prompts: list[bytes], method: Method) -> list[list[int]] | None:
-  if not COMPARE_WITH.value:
-    return None
-  if not method.sampler.greedy:
-    raise ValueError("--compare_with compares greedy texts; leave out --temperature.")
-  summary = run_log.read_summary(COMPARE_WITH.value)
-  asked = _asked(prompts)
-  if summary.get("method") != AUTOREGRESSIVE or any(summary.get(k) != asked[k] for k in asked):
-    raise ValueError(
-      f"--compare_with={COMPARE_WITH.value} is not an autoregressive run of the same prompts,"
-      " --max_new_tokens and --end_token."
-    )
-  if method.bit_exact and not summary["bit_exact"]:
-    raise ValueError(
-      f"--compare_with={COMPARE_WITH.value} was decoded without --bit_exact, so its bits may be"
-      " others: decode it with --bit_exact too."
-    )
-  return summary["completions"]
-
-
-def _asked(prompts: list[bytes]) -> dict[str, Any]:
-  """What a text depends on beside the model and the method."""
-  hashes = [{"bytes": len(p), "sha256": hashlib.sha256(p).hexdigest()} for p in prompts]
-  return {
-    "prompts": hashes,
-    "max_new_tokens": MAX_NEW_TOKENS.value,
-    "end_token": END_TOKEN.value,
-  }
+def _check_output() -> None:
+  if not OUTPUT_JSONL.value:
+    return
+  path = Path(OUTPUT_JSONL.value)
+  if path.exists():
+    raise ValueError(f"--output_jsonl={path} exists already; name a new file.")
+  if not path.parent.is_dir():
+    raise ValueError(f"--output_jsonl={path} is in no folder; make {path.parent} first.")
 
 
 def main(plan: Plan) -> None:
   with program.mistakes():
     _, parameters = checkpoint.load(plan.checkpoint)
-  generator = Generator(plan.model, parameters, plan.method)
+  generator, request = Generator(plan.model, parameters, plan.method), plan.request
   log = run_log.RunLog.start(program.workdir(), "generate")
-  size = plan.method.together(min(BATCH_SIZE.value, len(plan.prompts)))
-  timings, comparisons = [], []
-  for first in range(0, len(plan.prompts), size):
-    batch = plan.prompts[first : first + size]
-    timing = _decode(generator, plan, batch, first, size)
-    real = slice(len(batch))  # without what filled the batch up
-    rate = sum(map(len, timing.texts[real])) / statistics.median(timing.decode)
-    if not first:
-      print("Kernels: " + ", ".join(map(" as ".join, choice.chosen().items())) + ".", flush=True)
-    log.metric(batch=first // size, decode_seconds=timing.decode, prefill_seconds=timing.prefill)
-    print(
-      f"{first + len(batch)} of {len(plan.prompts)} prompts decoded: prefill"
-      f" {timing.prefill:.2f} s, {rate:.1f} tokens/s",
-      flush=True,
+  _note_bytes(request.prompts)
+  lines = JsonLines(Path(OUTPUT_JSONL.value), request) if OUTPUT_JSONL.value else None
+  if REPEATS.value:
+    run = benchmark(generator, request, REPEATS.value, lambda *batch: _timed(log, request, *batch))
+    for number, text in enumerate(run.texts):
+      _keep(lines, number, text)
+  else:
+    live = live_text.on_screen() if plan.stream else None
+    run = serve(generator, request, live, lambda *text: _ended(log, plan, lines, *text))
+  print("Kernels: " + ", ".join(map(" as ".join, choice.chosen().items())) + ".", flush=True)
+  summary = {"method": METHOD.value, **plan.asked}
+  summary |= summarize(plan.model, parameters, plan.method, request, run)
+  if plan.reference is not None:
+    prompts, texts = [p.text for p in request.prompts], summary["completions"]
+    summary |= reference_run.verdict(
+      *(generator, request.slots, prompts, texts, plan.reference, request.wanted)
     )
-    if plan.reference is not None:
-      reference = plan.reference[first : first + size]
-      comparisons += _compare(generator, timing, batch, reference)
-    kept = {"texts": timing.texts[real], "acceptances": timing.acceptances[real]}
-    timings.append(timing._replace(**kept, cache=None))
-  summary = summarize(plan, parameters, timings, size) | _verdict(comparisons)
+  print(closing(summary), flush=True)
   log.finish(
     summary,
     f"{summary['tokens_per_second']:.1f} tokens/s,"
@@ -164,98 +151,47 @@ def main(plan: Plan) -> None:
   )
 
 
-def _decode(generator: Generator, plan: Plan, batch: list[bytes], first: int, size: int) -> Timing:
-  """One batch; a short one is filled up with its last prompt, so that nothing is compiled anew."""
-  filled = batch + [batch[-1]] * (size - len(batch))
-  keys = sequence_keys(jax.random.key(program.FLAGS.seed), size, first)
-  return measure(
-    generator,
-    pad(filled),
-    keys,
-    slots=plan.slots,
-    wanted=MAX_NEW_TOKENS.value,
-    repeats=REPEATS.value,
+def _note_bytes(prompts: list[Prompt]) -> None:
+  """A sentence for each prompt that is no text: it works, but may not be what was meant."""
+  for prompt in prompts:
+    try:
+      codecs.getincrementaldecoder("utf-8")().decode(prompt.text)  # its end may be cut
+    except UnicodeDecodeError as error:
+      print(
+        f"generate: {prompt.name} is no text in UTF-8 from byte {error.start} on; its bytes are"
+        " taken as they are.",
+        file=sys.stderr,
+      )
+
+
+def _timed(log: run_log.RunLog, request: Request, first: int, timing: Timing) -> None:
+  done = min(first + request.size, len(request.prompts))
+  real = timing.texts[: done - first]  # without what filled the batch up
+  rate = sum(map(len, real)) / statistics.median(timing.decode)
+  log.metric(
+    batch=first // request.size, decode_seconds=timing.decode, prefill_seconds=timing.prefill
+  )
+  print(
+    f"{done} of {len(request.prompts)} prompts decoded: prefill {timing.prefill:.2f} s,"
+    f" {rate:.1f} tokens/s",
+    flush=True,
   )
 
 
-def _compare(
-  generator: Generator, timing: Timing, batch: list[bytes], reference: list[list[int]]
-) -> list[compare.Comparison]:
-  """Equal texts need no judge; others are followed by the autoregressive program.
-
-  A text that ends too early or too late is wrong from its end on.
-  """
-  texts = timing.texts[: len(batch)]
-  if texts == reference[: len(batch)]:
-    return [compare.Comparison(0, None)] * len(batch)
-  filled = batch + [batch[-1]] * (len(timing.texts) - len(batch))
-  judged, _ = compare.follow(
-    *(generator.model, generator.parameters, timing.cache, pad(filled).last, timing.texts),
-    near_tie=0.0 if generator.method.bit_exact else compare.NEAR_TIE,
-  )
-  end = lambda text: compare.complete(text, MAX_NEW_TOKENS.value, END_TOKEN.value)
-  return [
-    verdict if verdict.wrong is not None or end(text) else compare.Comparison(0, len(text))
-    for verdict, text in zip(judged[: len(batch)], texts, strict=True)
-  ]
+def _keep(lines: JsonLines | None, number: int, text: Text) -> None:
+  if lines:
+    lines.add(number, text)
 
 
-def _verdict(comparisons: list[compare.Comparison]) -> dict[str, Any]:
-  if not comparisons:
-    return {}
-  return {
-    "identical_to_autoregressive": all(c.identical for c in comparisons),
-    "near_ties": sum(c.near_ties for c in comparisons),
-    "first_wrong_token": [c.wrong for c in comparisons],
-  }
-
-
-def _settings(method: Method) -> dict[str, Any]:
-  """The selector's settings, given or not."""
-  if method.selector is None or not dataclasses.is_dataclass(method.selector):
-    return {}
-  names = [f.name for f in dataclasses.fields(method.selector) if f.name != "budget"]
-  return {name: getattr(method.selector, name) for name in names}
-
-
-def summarize(plan: Plan, parameters: Any, timings: list[Timing], size: int) -> dict[str, Any]:
-  """What summary.json holds."""
-  method = plan.method
-  completions = [text for timing in timings for text in timing.texts]
-  decode = sum(statistics.median(timing.decode) for timing in timings)
-  acceptances = np.concatenate([timing.acceptances for timing in timings]).sum(axis=0).tolist()
-  rounds = sum(acceptances)
-  length = sum((a + 1) * n for a, n in enumerate(acceptances)) / max(rounds, 1)
-  context = statistics.mean(
-    len(prompt) + len(text) / 2 for prompt, text in zip(plan.prompts, completions, strict=True)
-  )
-  itemsize = jax.tree.leaves(parameters)[0].dtype.itemsize
-  bound = roofline.of(
-    plan.model.config, method, itemsize=itemsize, mean_context=context, batch_size=size
-  )
-  return {
-    "method": METHOD.value,
-    "draft_length": method.draft_length,
-    "kv_budget": str(method.selector.budget) if method.selector else None,
-    "settings": _settings(method),
-    "bit_exact": method.bit_exact,
-    **_asked(plan.prompts),
-    "completions": completions,
-    "tokens_per_second": sum(map(len, completions)) / decode,
-    "acceptance_length": length,
-    "rounds": rounds,
-    "rounds_by_accepted_drafts": acceptances,
-    "seconds": {
-      "compile": sum(timing.compile for timing in timings),
-      "prefill": sum(timing.prefill for timing in timings),
-      "decode": decode,
-    },
-    "rho": bound.rho,
-    "predicted_speedup": bound.speedup(length),
-    "bytes_per_token": bound.bytes_per_token(length),
-    "work": dataclasses.asdict(bound),
-    "kernels": choice.chosen(),
-  }
+def _ended(
+  log: run_log.RunLog, plan: Plan, lines: JsonLines | None, number: int, text: Text
+) -> None:
+  rounds = sum(text.acceptances)
+  log.metric(prompt=number, tokens=len(text.tokens), rounds=rounds)
+  _keep(lines, number, text)
+  if not plan.stream:
+    name = plan.request.prompts[number].name
+    print(f"{name}: {len(text.tokens)} tokens in {rounds} rounds.", flush=True)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,12 @@
     queue of prompts -> prefill and start, alone -> a place in the batch -> rounds -> text
                                                     ^ free again as soon as its text ends
 
-Orca (Yu et al., OSDI 2022) schedules iterations instead of whole batches; here, rounds. Shapes never
-change: a prompt is prefilled and started as a batch of one, by programs that serve every prompt, and
-its whole state (its cache, what its selector knows) is copied over what its place held. So nothing
-is compiled while the queue is served, no prompt is padded to another's length, and what a sequence
-decodes depends on its own prompt and key, not on its place or on who is beside it (but for rounding;
-under `--bit_exact` not even so far). The price is a cache for one more sequence.
+Orca (Yu et al., OSDI 2022) schedules iterations instead of whole batches; here, rounds. Shapes
+never change: a prompt is prefilled and started as a batch of one, by programs that serve every
+prompt, and its whole state (its cache, what its selector knows) is copied over what its place held.
+So nothing is compiled while the queue is served, no prompt is padded to another's length, and what
+a sequence decodes depends on its own prompt and key, not on its place or on who is beside it (but
+for rounding; under `--bit_exact` not even so far). The price is a cache for one more sequence.
 """
 
 import collections

@@ -122,14 +122,14 @@ def sequence_keys(key: Key, count: int, first: int = 0) -> SequenceKeys:
 
 
 class Timing(NamedTuple):
-  """A timed batch: its texts, each one's rounds by accepted drafts, the cache, and seconds.
+  """A timed batch: its texts, each one's rounds by accepted drafts, the last state, and seconds.
 
   `decode` has the seconds of each repeat, from the prompt's last token to the last one emitted.
   """
 
   texts: list[list[int]]
   acceptances: list[list[int]]
-  cache: KVCache
+  state: LoopState
   compile: float
   prefill: float
   decode: list[float]
@@ -158,7 +158,7 @@ def measure(
   return Timing(
     texts=generator.texts(last),
     acceptances=np.asarray(last.acceptances).tolist(),
-    cache=last.cache.with_lengths(prompts.lengths - 1),
+    state=last,
     compile=compile_seconds,
     prefill=prefill_seconds,
     decode=seconds[1:],

@@ -187,9 +187,11 @@ def _accept(model, parameters, sampler, drafts, logits, keys) -> Acceptance:
   return accept_sampled(keys, drafts.tokens, drafts.hidden, q_of, p)
 
 
-def select_for_round(model: Transformer, method: Method, state: LoopState) -> Selection:
-  """What is selected for this round."""
+def select_for_round(model: Transformer, method: Method, state: LoopState) -> Selection | None:
+  """What is selected for this round; None where each draft selects for itself."""
   selector, selecting = method.selector, state.selecting
+  if isinstance(selector, InLayerSelector):
+    return None
   assert isinstance(selector, Selector) and selecting is not None
   layers = model.config.layers - selector.dense_layers
   fresh = lambda: selector.select(selecting.known, state.cache.lengths, layers, state.cache.slots)
@@ -212,23 +214,36 @@ def select_for_round(model: Transformer, method: Method, state: LoopState) -> Se
 
 
 def draft_round(
-  model: Transformer, parameters: Parameters, method: Method, state: LoopState, keys: SequenceKeys
-) -> tuple[Drafts, Selecting]:
-  """Drafts of one round, and what is now selected."""
-  selector, gamma, selecting = method.selector, method.draft_length, state.selecting
+  model: Transformer,
+  parameters: Parameters,
+  method: Method,
+  state: LoopState,
+  selection: Selection | None,
+  keys: SequenceKeys,
+) -> Drafts:
+  """Drafts of one round: gathers what is selected, and takes the steps."""
+  selector, gamma = method.selector, method.draft_length
   if isinstance(selector, InLayerSelector):
-    sources = drafting.sources_by_query(state.cache, selector, selecting.known, gamma)
+    assert state.selecting is not None
+    sources = drafting.sources_by_query(state.cache, selector, state.selecting.known, gamma)
   else:
-    selection = select_for_round(model, method, state)
-    if selecting.held is not None:
-      selecting = selecting._replace(held=selection)
-    wanted = _wanted(method, state)
-    room = drafting.tail_slots(gamma, selector.page_size, method.refresh, wanted)
+    assert selector is not None and selection is not None
+    room = drafting.tail_slots(gamma, selector.page_size, method.refresh, _wanted(method, state))
     sources = drafting.sources_of_selection(
       state.cache, selection, selector.dense_layers, selector.page_size, room
     )
-  drafts = draft(model, parameters, method.sampler, state.cache, sources, state.token, keys, gamma)
-  return drafts, selecting
+  return draft(model, parameters, method.sampler, state.cache, sources, state.token, keys, gamma)
+
+
+def observe_round(method: Method, state: LoopState, observation: Observation) -> LoopState:
+  """The selector's state after a round."""
+  if state.selecting is None:
+    return state
+  known = state.selecting.known
+  if method.observer is not None:
+    known = method.observer.observe(known, observation)
+  rounds = state.selecting.rounds + 1
+  return state._replace(selecting=state.selecting._replace(known=known, rounds=rounds))
 
 
 class Round(NamedTuple):
@@ -246,18 +261,15 @@ def _round(
   # Lengths grow with every round: no draw is used twice.
   keys = fold(state.keys, state.cache.lengths)
   active, drafts, before = _active(method, state), no_drafts(state.cache), state.emitted
-  if method.selector is not None:
-    drafts, selecting = draft_round(model, parameters, method, state, keys)
-    state = state._replace(selecting=selecting)
+  if state.selecting is not None:
+    selection = select_for_round(model, method, state)
+    drafts = draft_round(model, parameters, method, state, selection, keys)
+    if state.selecting.held is not None:
+      state = state._replace(selecting=state.selecting._replace(held=selection))
   state, observation = verify_and_emit(
     model, parameters, method, state, drafts, keys, method.observer
   )
-  if state.selecting is not None:
-    known = state.selecting.known
-    if method.observer is not None:
-      known = method.observer.observe(known, observation)
-    rounds = state.selecting.rounds + 1
-    state = state._replace(selecting=state.selecting._replace(known=known, rounds=rounds))
+  state = observe_round(method, state, observation)
   stood = jnp.where(active, observation.accepted, state.acceptances.shape[1])
   counted = state.acceptances.at[jnp.arange(len(stood)), stood].add(1, mode="drop")
   return state._replace(acceptances=counted), Round(drafts.tokens, observation.accepted, before)
