@@ -7,7 +7,6 @@ character is shown once it is whole; what is no UTF-8, or is not printable, as \
 import codecs
 import io
 import sys
-from typing import TextIO
 
 from absl import flags
 
@@ -51,7 +50,7 @@ def _printable(text: str) -> str:
 class LiveText:
   """Writes one text after another to `out`, each piece as it comes."""
 
-  def __init__(self, out: TextIO, *, colour: bool, drafts: bool):
+  def __init__(self, out: io.TextIOBase, *, colour: bool, drafts: bool):
     self.out, self.colour, self.drafts = out, colour, colour and drafts
     self._begin()
 
@@ -92,7 +91,7 @@ class LiveText:
 
 def on_screen() -> LiveText:
   """On standard output, as the flags say; a character that its encoding lacks is escaped."""
-  if isinstance(sys.stdout, io.TextIOWrapper):
-    sys.stdout.reconfigure(errors="backslashreplace")
+  assert isinstance(sys.stdout, io.TextIOWrapper)
+  sys.stdout.reconfigure(errors="backslashreplace")
   colour = COLOR.value == "always" or (COLOR.value == "auto" and sys.stdout.isatty())
   return LiveText(sys.stdout, colour=colour, drafts=SHOW_DRAFTS.value)
