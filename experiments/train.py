@@ -12,6 +12,7 @@ import functools
 import math
 import pathlib
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -23,17 +24,21 @@ from absl import flags
 from tqdm import tqdm
 
 from experiments import data, program, train_report
-from experiments.run_log import RunLog, check_workdir, read_metrics
+from experiments.run_log import SUMMARY_FILE, RunLog, check_workdir, first_lines, read_metrics
 from experiments.stopping import Stop, failures
 from models.config import PRESETS
 from models.transformer import Transformer
 from models.weights import checkpoint
 from offload import manifest, optimizers, snapshot
 from offload.actions import Batch
+from offload.block_files import sync_folders, sync_tree
 from offload.budget import budgets
+from offload.checksums import Corrupt
 from offload.layout import Layout
 from offload.programs import Programs, Shape
 from offload.sizes import sizes_of
+from offload.snapshot import Commit
+from offload.state import environment
 from offload.store import Store
 from offload.streamer import Result, Settings, Streamer
 from offload.transport import TRANSPORTS
@@ -77,6 +82,7 @@ flags.DEFINE_integer(
   "commit_every", 100, "Iterations between commits, from which a killed run resumes; 0: none.", 0
 )
 _positive("keep", 1, "Commits that the store keeps.")
+flags.DEFINE_bool("keep_store", False, "Leave the store, with its last commit, at the end.")
 flags.DEFINE_bool("verify_reads", False, "Hold whatever is read from SSD against its checksum.")
 flags.DEFINE_bool("overlap", True, "Run the queues at the same time; off: strictly in list order.")
 flags.DEFINE_integer("evaluation_batches", 8, "Held-out micro-batches at the end.", lower_bound=0)
@@ -104,7 +110,22 @@ class Plan:
   corpus: data.Corpus
   workdir: pathlib.Path
   store: pathlib.Path
-  done: int  # iterations of the store's last commit
+  commits: list[Commit]  # that the store holds
+
+  @property
+  def done(self) -> int:
+    """Iterations of the store's last commit."""
+    return self.commits[-1].iteration if self.commits else 0
+
+  def damage(self, error: Exception) -> str:
+    """What a user can do where a run cannot go on from its commit."""
+    if not isinstance(error, Corrupt):
+      return "Once that is mended, the same command goes on."
+    back = len(self.commits) > 1
+    last = f"remove {self.commits[-1].file} in it to go back to the commit before, " * back
+    return (
+      f"Nothing was trained on it: restore the file, {last}or remove {self.store} to begin anew."
+    )
 
   def batch(self, iteration: int, micro_batch: int) -> Batch:
     """Of the training text, its positions spread over --position_span."""
@@ -143,7 +164,7 @@ def check() -> Plan:
   check_schedule(schedule, work)
   if not math.isfinite(FLAGS.learning_rate + FLAGS.weight_decay):
     raise ValueError("--learning_rate and --weight_decay must be finite numbers.")
-  workdir, store, done = _folders()
+  workdir, store, commits = _folders()
   corpus = data.load_corpus(FLAGS.data)
   for part in (corpus.train, corpus.heldout):
     data.check_length(part, FLAGS.sequence_length)
@@ -162,9 +183,9 @@ def check() -> Plan:
     _check_disk(store, pools, work)
   settings = Settings(
     *(schedule, work, pools, optimizer, FLAGS.seed),
-    *(FLAGS.transport, FLAGS.overlap, FLAGS.verify_reads),
+    *(FLAGS.transport, FLAGS.overlap, FLAGS.verify_reads, FLAGS.keep),
   )
-  return Plan(model, layout, sizes, shape, limits, settings, corpus, workdir, store, done)
+  return Plan(model, layout, sizes, shape, limits, settings, corpus, workdir, store, commits)
 
 
 def main(plan: Plan) -> None:
@@ -179,29 +200,30 @@ def main(plan: Plan) -> None:
   with program.mistakes():
     store = Store(plan.store, _configuration(), direct_io=FLAGS.direct_io)
   run = _Run(plan, programs, log, store)
-  with failures(run.advice):
+  with failures(plan.damage):
     run.start()
+  with failures(run.advice):
     profile = run.streamer.probe()
     cpu_seconds = time.process_time()
     result = run.train()
     cpu_seconds = time.process_time() - cpu_seconds
     bits = _heldout_bits(plan, run.streamer)
     _save(plan, run.streamer)
-  peaks = run.streamer.peak_bytes | {"device": programs.reserved_bytes}
-  summary = train_report.summary(plan.settings, profile, result, peaks, cpu_seconds, _tokens())
-  summary |= {"losses": [line["loss"] for line in read_metrics(plan.workdir)]}
-  summary |= {"resumed_at": plan.done, "commits": run.commits}
-  summary["heldout_bits_per_byte"] = bits
-  summary["bigram_bits_per_byte"] = bigram_bits
-  if result.losses:  # a run killed at its very end has nothing left to train
-    train_report.write_timelines(plan.workdir, plan.settings, profile, result)
-    print(train_report.queues_table(summary))
-  log.finish(
-    summary,
-    f"loss {summary['losses'][-1]:.4f} after {FLAGS.iterations} iterations, "
-    f"{summary['tokens_per_second']:,.0f} tokens/s",
-  )
-  run.streamer.remove()
+    peaks = run.streamer.peak_bytes | {"device": programs.reserved_bytes}
+    summary = train_report.summary(plan.settings, profile, result, peaks, cpu_seconds, _tokens())
+    summary |= {"losses": [line["loss"] for line in read_metrics(plan.workdir)]}
+    summary |= {"resumed_at": plan.done, "commits": run.commits}
+    summary["heldout_bits_per_byte"] = bits
+    summary["bigram_bits_per_byte"] = bigram_bits
+    if result.losses:  # a run killed at its very end has nothing left to train
+      train_report.write_timelines(plan.workdir, plan.settings, profile, result)
+      print(train_report.queues_table(summary))
+    log.finish(
+      summary,
+      f"loss {summary['losses'][-1]:.4f} after {FLAGS.iterations} iterations, "
+      f"{summary['tokens_per_second']:,.0f} tokens/s",
+    )
+    (run.streamer.release if FLAGS.keep_store else run.streamer.remove)()
 
 
 class _Run:
@@ -221,6 +243,10 @@ class _Run:
     )
     if plan.done:
       print(f"Goes on after iteration {plan.done}, from the commit in {plan.store}.", flush=True)
+      for name, now in environment().items():
+        then = plan.commits[-1].environment.get(name)
+        if now != then:
+          print(f"WARNING: {name} was {then} and is {now}: bits may differ.", file=sys.stderr)
 
   def train(self) -> Result:
     result, streamer = Result.none(), self.streamer
@@ -236,10 +262,10 @@ class _Run:
         if commits or self._stop():
           self._commit()
     if self._stop():
-      self._stop.exit(f"stopped after iteration {streamer.iteration}; {self.advice()}")
+      self._stop.exit(f"stopped after iteration {streamer.iteration}; {self.advice(None)}")
     return result
 
-  def advice(self) -> str:
+  def advice(self, _: object) -> str:
     """What a user can do after an end before the end."""
     if not self._last:
       return "Nothing is committed: the same command begins anew."
@@ -249,7 +275,7 @@ class _Run:
     self._log.sync()
     start = time.perf_counter()
     self.commits["predicted_bytes"] += self.streamer.commit_bytes
-    self.commits["bytes"] += self.streamer.commit(FLAGS.keep)
+    self.commits["bytes"] += self.streamer.commit()
     self.commits["seconds"].append(time.perf_counter() - start)
     self._last = self.streamer.iteration
 
@@ -263,22 +289,26 @@ def _configuration() -> dict[str, Any]:
   return {name: FLAGS[name].value for name in _CONFIGURATION}
 
 
-def _folders() -> tuple[pathlib.Path, pathlib.Path, int]:
-  """The work folder and the store's, and the iterations that the store's run has behind it; a dry
-  run leaves both alone, so they may be anything."""
+def _folders() -> tuple[pathlib.Path, pathlib.Path, list[Commit]]:
+  """The work folder and the store's, and the commits that it holds; a dry run leaves both alone,
+  so they may be anything."""
   workdir = pathlib.Path(program.workdir())
   store = pathlib.Path(FLAGS.store or workdir / "store")
   if FLAGS.dry_run:
-    return workdir, store, 0
+    return workdir, store, []
   if workdir.absolute().is_relative_to(store.absolute()):
     raise ValueError(f"--store={store} holds --workdir={workdir}: name a folder of its own.")
   check_workdir(workdir, "train")
-  found = manifest.check(store, _configuration())
-  commits = snapshot.all_of(store) if found else []
+  advice = f"Nothing was trained on it: restore the file, or remove {store} to begin anew."
+  with failures(lambda error: advice):
+    found = manifest.check(store, _configuration())
+    commits = snapshot.all_of(store) if found else []
   done = commits[-1].iteration if commits else 0
-  if done < FLAGS.iterations:  # a run that was killed at its very end has left a checkpoint
-    checkpoint.check_vacant(workdir / "checkpoint")
-  return workdir, store, done
+  finished = done == FLAGS.iterations and (workdir / SUMMARY_FILE).exists()
+  if done < FLAGS.iterations or (finished and FLAGS.keep_store):
+    checkpoint.check_vacant(workdir / "checkpoint")  # but one killed at its very end has left it
+  first_lines(workdir, done)
+  return workdir, store, commits
 
 
 def _check_disk(store: pathlib.Path, pools: Pools, work: Work) -> None:
@@ -338,7 +368,7 @@ def _heldout_bits(plan: Plan, streamer: Streamer) -> float | None:
 
 def _save(plan: Plan, streamer: Streamer) -> None:
   """Saves the trained model beside its place and renames it, so that no half of it is taken for
-  the whole."""
+  the whole; it is on the disk before the store may go."""
   folder = plan.workdir / "checkpoint"
   if folder.exists():
     return
@@ -346,8 +376,13 @@ def _save(plan: Plan, streamer: Streamer) -> None:
   shutil.rmtree(beside, ignore_errors=True)
   units = tuple(streamer.unit_parameters(u) for u in range(plan.model.units))
   parameters = {"resident": streamer.resident_parameters, "units": units}
-  checkpoint.save(beside, plan.model.config, parameters)
+  try:
+    checkpoint.save(beside, plan.model.config, parameters)
+  except (ValueError, RuntimeError) as error:  # Orbax says so what the disk did
+    raise OSError(f"{beside} could not be written: {error}") from error
+  sync_tree(beside)
   beside.rename(folder)
+  sync_folders(plan.workdir, plan.workdir)
 
 
 if __name__ == "__main__":

@@ -84,8 +84,8 @@ class Actions:
     self.moved[step.queue][step.moved[0]] += transfer(step)
 
   def loss(self, iteration: int) -> float:
-    """Nats per token of an iteration that is over."""
-    losses = self.losses[iteration]
+    """Nats per token of an iteration that is over; asked for once."""
+    losses = self.losses.pop(iteration)
     return sum(losses[m] for m in range(self._work.micro_batches)) / self._weight(iteration)
 
   def _read_ssd(self, step: Step) -> int:

@@ -59,8 +59,12 @@ class Arrays:
     self, item: Object, slices: tuple[Slice, ...], buffer: np.ndarray
   ) -> dict[str, Record]:
     """What a commit notes of slices; the buffer tells their dtype alone."""
-    names = self._pieces(item, slices, buffer)
+    names = self.names(item, slices, buffer)
     return {name: self._generations.record(name, buffer.dtype) for name in names}
+
+  def names(self, item: Object, slices: tuple[Slice, ...], buffer: np.ndarray) -> list[str]:
+    """Of the arrays of slices; the buffer, which may be empty, only tells how many rows it has."""
+    return list(self._pieces(item, slices, buffer))
 
   def _pieces(
     self, item: Object, slices: tuple[Slice, ...], buffer: np.ndarray

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jaxlib
 import numpy as np
 
 from offload import snapshot
@@ -12,6 +13,7 @@ from offload.arrays import Arrays, HostSlots, HostSpecs
 from offload.cuts import Cuts
 from offload.generations import Generations
 from offload.layout import Layout
+from offload.probe import cores
 from offload.programs import Model
 from offload.resident import Resident
 from offload.snapshot import Commit, Record
@@ -94,18 +96,24 @@ class State:
     written += self._generations.write(leaves, checksum=True)
     records |= {n: self._generations.record(n, leaf.dtype) for n, leaf in leaves.items()}
     scalars = [_said(scalar) for scalar in self._updater.scalars(iteration)]
-    commit = Commit(iteration, records, self._slices(), {"optimizer": scalars})
-    self._generations.keep(snapshot.write(self._store.folder, commit, keep))
+    scalars_of = {"optimizer": scalars}
+    commit = Commit(iteration, records, self._slices(), scalars_of, environment())
+    snapshot.write(self._store.folder, commit)
+    self._generations.keep(snapshot.prune(self._store.folder, keep))
+    self._generations.sweep()
     return written
 
-  def resume(self, commits: list[Commit], optimizer: Any) -> None:
+  def resume(self, commits: list[Commit], optimizer: Any, keep: int) -> None:
     """Takes up the last of a store's commits. One that was cut otherwise is cut anew.
+
+    `keep` commits stay: a run that kept more, or was killed within a commit, has left others.
 
     Raises:
       Corrupt: names the array, and the bytes, that are not as they were written.
     """
     commit = commits[-1]
     self._generations.resume(commits)
+    self._generations.keep(snapshot.prune(self._store.folder, keep))
     if commit.slices == self._slices():
       for _, access in self._persistent():
         if access.tier is Tier.HOST:
@@ -157,6 +165,15 @@ class State:
           for run in cuts.runs(kind, (piece,), buffer):
             np.copyto(whole[..., run.start : run.stop], run.array)
         self._put(kind, unit, whole)
+    ours = self._names()
+    self._generations.forget(n for n in commit.arrays if n.startswith("units/") and n not in ours)
+
+  def _names(self) -> set[str]:
+    """Arrays of this run's slices."""
+    names = set[str]()
+    for kind, access in self._persistent():
+      names.update(self.arrays.names(access.object, access.slices, self.specs.vector(kind, 0)))
+    return names
 
   def _persistent(self) -> Iterator[tuple[Kind, Access]]:
     for unit in range(self._model.units):
@@ -181,6 +198,16 @@ class State:
       str(kind): [(str(piece.part), str(piece.home), n) for piece, n in vector.items()]
       for kind, vector in vectors.items()
     }
+
+
+def environment() -> dict[str, Any]:
+  """What decides the bits of a run beside its configuration."""
+  return {
+    "jax": jax.__version__,
+    "jaxlib": jaxlib.__version__,
+    "device": jax.devices()[0].device_kind,
+    "cores": cores(),
+  }
 
 
 def _said(scalar: Any) -> dict[str, Any]:

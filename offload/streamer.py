@@ -39,6 +39,7 @@ class Settings:
   transport: str = "copy"
   overlap: bool = True
   verify_reads: bool = False
+  keep: int = 1  # commits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +112,7 @@ class Streamer:
     commits = snapshot.all_of(store.folder)
     self.iteration = commits[-1].iteration if commits else 0
     if commits:
-      self._state.resume(commits, settings.optimizer)
+      self._state.resume(commits, settings.optimizer, settings.keep)
     else:
       self._state.initialise(jax.random.key(settings.seed), settings.optimizer)
 
@@ -157,10 +158,10 @@ class Streamer:
     seconds = np.diff(ends).tolist()
     return Result(losses, seconds, moved, executor.spans, executor.busy, [len(losses)])
 
-  def commit(self, keep: int = 1) -> int:
+  def commit(self) -> int:
     """Makes the present state the one that a later run resumes from; returns the bytes written
-    for it. `keep` commits are kept."""
-    return self._state.commit(self.iteration, keep)
+    for it."""
+    return self._state.commit(self.iteration, self._settings.keep)
 
   @property
   def commit_bytes(self) -> int:
