@@ -1,6 +1,8 @@
 """A small model in training, under any schedule and placement, and the reference it is held to."""
 
 import dataclasses
+import functools
+import pathlib
 from typing import Any
 
 import jax
@@ -86,10 +88,11 @@ class Trained:
         np.testing.assert_array_equal(a, b)
 
 
-def _parts(name: str, dtype: Any, delayed_fraction: float):
+@functools.cache  # so that every streamer of a model has the same compiled programs
+def _parts(name: str, dtype: Any, delayed_fraction: float) -> tuple[Transformer, Layout, Programs]:
   model = Transformer(MODELS[name], jnp.dtype(dtype))
   layout = Layout.of(jax.eval_shape(model.init_unit, jax.random.key(0)), delayed_fraction)
-  return model, layout
+  return model, layout, Programs(model, layout, SHAPE)
 
 
 HOMES = {"host": 1.0, "slices": 0.6, "ssd": 0.0}  # the share of every vector on the host
@@ -115,51 +118,71 @@ def placed(sizes: Sizes, work: Work, is_master: bool, homes: str, ample: bool) -
   )
 
 
+def _streamer(
+  folder: pathlib.Path,
+  name: str,
+  schedule: str,
+  micro_batches: int = 3,
+  dtype: str = "float32",
+  delayed_fraction: float = 0.0,
+  homes: str = "host",
+  ample: bool = False,
+  budget: int | None = None,
+  **settings: Any,
+) -> tuple[Streamer, Settings]:
+  model, layout, programs = _parts(name, dtype, delayed_fraction)
+  work = Work(model.units, micro_batches, layout.parts)
+  order = SCHEDULES[schedule]
+  states = len(Updater(optimizer(), model.dtype).names)
+  sizes = sizes_of(model, layout, SHAPE, states)
+  is_master = model.dtype == jnp.float32
+  if budget is None:
+    pools = placed(sizes, work, is_master, homes, ample)
+  else:
+    pools = place(order, work, sizes, {Tier.HOST: budget, Tier.DEVICE: None}, is_master)
+  both = Settings(order, work, pools, optimizer(), **settings)
+  return Streamer(model, layout, programs, both, batches, Store(folder, {})), both
+
+
+def _trained(streamer: Streamer, losses: list[float], units: int) -> Trained:
+  trees = [*map(streamer.unit_parameters, range(units)), streamer.resident_parameters]
+  return Trained(
+    losses,
+    [np.asarray(leaf) for tree in trees for leaf in jax.tree.leaves(tree)],
+    [vector for u in range(units) for vector in streamer.unit_states(u).values()],
+  )
+
+
+@pytest.fixture(scope="session")
+def streaming():
+  """streaming(folder, model, schedule, ...): a streamer on the store in a folder."""
+  return lambda *where, **how: _streamer(*where, **how)[0]
+
+
+@pytest.fixture(scope="session")
+def trained():
+  """trained(streamer, losses, units): what it holds now, to compare."""
+  return _trained
+
+
 @pytest.fixture
 def train(tmp_path):
   """Trains a model of `MODELS` under a schedule, placed by hand, or under a budget in bytes."""
 
-  def run(
-    name: str,
-    schedule: str,
-    micro_batches: int = 3,
-    dtype: str = "float32",
-    delayed_fraction: float = 0.0,
-    homes: str = "host",
-    ample: bool = False,
-    budget: int | None = None,
-    **settings: Any,
-  ) -> Trained:
-    model, layout = _parts(name, dtype, delayed_fraction)
-    work = Work(model.units, micro_batches, layout.parts)
-    order = SCHEDULES[schedule]
-    states = len(Updater(optimizer(), model.dtype).names)
-    sizes = sizes_of(model, layout, SHAPE, states)
-    is_master = model.dtype == jnp.float32
-    if budget is None:
-      pools = placed(sizes, work, is_master, homes, ample)
-    else:
-      pools = place(order, work, sizes, {Tier.HOST: budget, Tier.DEVICE: None}, is_master)
-    streamer = Streamer(
-      *(model, layout, Programs(model, layout, SHAPE)),
-      Settings(order, work, pools, optimizer(), **settings),
-      *(batches, Store(tmp_path / f"store{len(list(tmp_path.iterdir()))}", {})),
-    )
+  def run(*what: Any, **how: Any) -> Trained:
+    folder = tmp_path / f"store{len(list(tmp_path.iterdir()))}"
+    streamer, s = _streamer(folder, *what, **how)
     result = streamer.run(ITERATIONS)
-    lists = derive(iterations(order, work, 0, ITERATIONS), work, pools)
-    units = range(model.units)
-    trees = [*(streamer.unit_parameters(u) for u in units), streamer.resident_parameters]
-    trained = Trained(
-      result.losses,
-      [np.asarray(leaf) for tree in trees for leaf in jax.tree.leaves(tree)],
-      [vector for u in units for vector in streamer.unit_states(u).values()],
-      result,
-      count(lists, pools),
-      streamer.peak_bytes,
-      pools.peak_bytes(work),
+    lists = derive(iterations(s.schedule, s.work, 0, ITERATIONS), s.work, s.pools)
+    done = dataclasses.replace(
+      _trained(streamer, result.losses, s.work.units),
+      result=result,
+      predicted=count(lists, s.pools),
+      peak=streamer.peak_bytes,
+      planned=s.pools.peak_bytes(s.work),
     )
     streamer.remove()
-    return trained
+    return done
 
   return run
 
@@ -172,16 +195,15 @@ def reference():
   """
 
   def run(name: str, order, micro_batches: int = 3, dtype: str = "float32") -> Trained:
-    model, layout = _parts(name, dtype, 0.0)
-    return _Reference(model, layout, order, micro_batches).train()
+    return _Reference(*_parts(name, dtype, 0.0), order, micro_batches).train()
 
   return run
 
 
 class _Reference:
-  def __init__(self, model, layout, order, micro_batches):
+  def __init__(self, model, layout, programs, order, micro_batches):
     self.model, self.layout, self.order, self.m = model, layout, order, micro_batches
-    self.p = Programs(model, layout, SHAPE)
+    self.p = programs
     key = jax.random.key(0)
     self.units = [jax.jit(model.init_unit)(jax.random.fold_in(key, u)) for u in range(model.units)]
     self.resident = jax.jit(model.init_resident)(jax.random.fold_in(key, model.units))
