@@ -233,6 +233,9 @@ class _Run:
     self._plan, self._programs, self._log, self._store = plan, programs, log, store
     self._stop, self._last = Stop(), plan.done
     self.commits = {"bytes": 0, "predicted_bytes": 0, "seconds": []}
+    if FLAGS.commit_every:
+      pools, work = plan.settings.pools, plan.settings.work
+      self.commits["predicted_disk_bytes"] = pools.disk_bytes(work, FLAGS.keep)
     self.streamer: Streamer
 
   def start(self) -> None:
