@@ -8,7 +8,9 @@ to a new file each time, whatever its mode, and comes to half of the disk's spee
 """
 
 import json
+import os
 import pathlib
+import re
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -148,8 +150,8 @@ class Store(StoreView):
     }
     try:
       ts.open(spec, create=True, open=False).result()
-    except (ValueError, RuntimeError) as error:  # it has no errno: its words say what failed
-      raise OSError(f"{name}/{_METADATA} could not be made: {error}") from error
+    except (ValueError, RuntimeError) as error:
+      raise _as_os_error(error, f"{name}/{_METADATA}") from error
     self._spans[name] = elements * dtype.itemsize
     chunk = self._chunk(name)
     chunk.parent.mkdir(exist_ok=True)
@@ -188,6 +190,14 @@ class Store(StoreView):
     (self.folder / manifest.NAME).unlink(missing_ok=True)
     self.release()
     _remove_if_empty(self.folder)
+
+
+def _as_os_error(error: Exception, file: str) -> OSError:
+  """What TensorStore says in many words, the system's error among them."""
+  code = re.search(r"os_error_code='(\d+)'", str(error))
+  if code is None:
+    return OSError(f"{file} could not be made: {error}")
+  return OSError(int(code[1]), os.strerror(int(code[1])), file)
 
 
 def _remove_if_empty(folder: pathlib.Path) -> None:
