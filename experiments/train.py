@@ -28,21 +28,25 @@ from models.config import PRESETS
 from models.transformer import Transformer
 from models.weights import checkpoint
 from offload import optimizers
-from offload.actions import Batch
 from offload.budget import budgets
+from offload.feed import Batch
 from offload.layout import Layout
+from offload.passes import NonFiniteGradientError
 from offload.programs import Programs, Shape
+from offload.result import Iteration
 from offload.sizes import sizes_of
 from offload.store import Store, check_vacant
 from offload.streamer import Settings, Streamer
 from offload.transport import TRANSPORTS
 from offload.update import Updater
+from offload.verdict import UNSCALED, LossScale
 from schedules import registry
 from schedules.check import check_schedule
 from schedules.placement import Budgets, place
 from schedules.pools import Sizes
 from schedules.replay import check_derived
 from schedules.steps import Tier, Work
+from schedules.whole_step import with_whole_step
 
 FLAGS = flags.FLAGS
 _positive = functools.partial(flags.DEFINE_integer, lower_bound=1)
@@ -67,7 +71,17 @@ flags.DEFINE_enum("optimizer", "adamw", optimizers.OPTIMIZERS, "An elementwise o
 flags.DEFINE_float("learning_rate", 3e-3, "Peak learning rate.", lower_bound=0.0)
 flags.DEFINE_integer("warmup", 20, "Iterations of linear warm-up.", lower_bound=0)
 flags.DEFINE_float("weight_decay", 0.1, "Decoupled weight decay of matrices.", lower_bound=0.0)
-flags.DEFINE_enum("parameter_dtype", "float32", ["float32", "bfloat16"], "Of the parameters.")
+flags.DEFINE_float(
+  "clip_norm", 0.0, "Clip gradients to this global norm; 0: off. Needs --delayed_fraction=1."
+)
+flags.DEFINE_enum(
+  "parameter_dtype",
+  "float32",
+  ["float32", "bfloat16", "float16"],
+  "Of parameters and activations; gradients are summed and steps taken in float32, always.",
+)
+flags.DEFINE_float("loss_scale", 2.0**16, "Factor on the loss, at first: float16 only.")
+_positive("loss_scale_interval", 2000, "Good steps after which the loss scale doubles.")
 program.DEFINE_size("host_memory_budget", None, "Bytes of host memory for buffers (most of it).")
 program.DEFINE_size("device_memory_budget", None, "Bytes of device memory (most of it).")
 flags.DEFINE_string("store", None, "Folder on SSD for what streams (<workdir>/store).")
@@ -129,6 +143,7 @@ def check() -> Plan:
   layout = Layout.of(unit, FLAGS.delayed_fraction)
   work = Work(model.units, FLAGS.micro_batches, layout.parts)
   check_schedule(schedule, work)
+  work = with_whole_step(schedule, work)
   if not math.isfinite(FLAGS.learning_rate + FLAGS.weight_decay):
     raise ValueError("--learning_rate and --weight_decay must be finite numbers.")
   workdir, store = _folders()
@@ -150,7 +165,7 @@ def check() -> Plan:
     _check_disk(store, pools.peak_bytes(work)[Tier.SSD])
   settings = Settings(
     *(schedule, work, pools, optimizer, FLAGS.seed),
-    *(FLAGS.transport, FLAGS.overlap),
+    *(FLAGS.transport, FLAGS.overlap, FLAGS.clip_norm, _loss_scale()),
   )
   return Plan(model, layout, sizes, shape, limits, settings, corpus, workdir, store)
 
@@ -173,7 +188,10 @@ def main(plan: Plan) -> None:
   )
   profile = streamer.probe()
   with tqdm(total=FLAGS.iterations, unit="it", desc=FLAGS.schedule, disable=None) as bar:
-    result = streamer.run(0, FLAGS.iterations, _progress(log, bar))
+    try:
+      result = streamer.run(0, FLAGS.iterations, _progress(log, bar))
+    except NonFiniteGradientError as error:
+      raise program.Mistake(str(error)) from error
   bits = _heldout_bits(plan, streamer)
   checkpoint.save(plan.workdir / "checkpoint", plan.model.config, _parameters(plan, streamer))
   peaks = streamer.peak_bytes | {"device": programs.reserved_bytes}
@@ -236,16 +254,30 @@ def _optimizer() -> Any:
   return optimizers.make(FLAGS.optimizer, rate, FLAGS.weight_decay)
 
 
-def _progress(log: RunLog, bar: tqdm) -> Callable[[int, float], None]:
+def _loss_scale() -> LossScale:
+  if FLAGS.parameter_dtype != "float16":
+    for name in ("loss_scale", "loss_scale_interval"):
+      if FLAGS[name].present:
+        raise ValueError(f"--{name} is for --parameter_dtype=float16: leave it out.")
+    return UNSCALED
+  return LossScale(FLAGS.loss_scale, FLAGS.loss_scale_interval)
+
+
+def _progress(log: RunLog, bar: tqdm) -> Callable[[Iteration], None]:
   told = time.monotonic()
 
-  def tell(iteration: int, loss: float) -> None:
+  def tell(iteration: Iteration) -> None:
     nonlocal told
-    log.metric(iteration=iteration, loss=loss, bits=loss / math.log(2), tokens=_tokens())
+    number, loss, norm, skipped, loss_scale = iteration
+    values = {"loss": loss, "bits": loss / math.log(2), "tokens": _tokens()}
+    values |= {"gradient_norm": norm, "skipped": skipped}
+    if FLAGS.parameter_dtype == "float16":
+      values["loss_scale"] = loss_scale
+    log.metric(iteration=number, **values)
     bar.update()
     if bar.disable and time.monotonic() - told > _SECONDS_BETWEEN_LINES:  # no terminal: lines
       told = time.monotonic()
-      print(f"iteration {iteration + 1} of {FLAGS.iterations}: loss {loss:.3f}", flush=True)
+      print(f"iteration {number + 1} of {FLAGS.iterations}: loss {loss:.3f}", flush=True)
     rate = bar.format_dict["rate"] or 0.0
     bar.set_postfix_str(f"loss {loss:.3f}, {rate * _tokens():,.0f} tokens/s", refresh=False)
 

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from offload.device_slots import DeviceSlots
 from offload.update import Optimizer
+from schedules.steps import Kind, Step, Tier
 
 Tree = Any
 
@@ -36,11 +38,8 @@ class Resident:
     trees = (self._masters, self._state, self.parameters)
     return sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
 
-  def step(self, embed_gradients: Tree, head_gradients: Tree) -> None:
-    """Applies {"embed": ...} and the gradients of what the loss read; embeddings may be in both."""
-    gradients = {**head_gradients, "embed": embed_gradients}
-    if "embed" in head_gradients:
-      gradients["embed"] = jax.tree.map(jnp.add, embed_gradients, head_gradients["embed"])
+  def step(self, gradients: Tree) -> None:
+    """Applies the gradients of all resident parameters (`gradients_of`)."""
     step = self._step(self._masters, self._state, gradients)
     self._masters, self._state, self.parameters = jax.block_until_ready(step)
 
@@ -48,3 +47,15 @@ class Resident:
     updates, state = self._transformation.update(gradients, state, masters)
     masters = optax.apply_updates(masters, updates)
     return masters, state, self._cast(masters)
+
+
+def gradients_of(step: Step, device: DeviceSlots) -> Tree:
+  """The resident parameters' gradients that a step reads: of the embedding and of what the loss
+  reads, which a tied embedding is part of too."""
+  sums: dict[str, Tree] = {}
+  for access in step.accesses_to(Tier.DEVICE, Kind.RESIDENT_GRADIENTS):
+    sums |= device[access]
+  embed, head = sums["embed"], sums["head"]
+  if "embed" in head:
+    embed = jax.tree.map(jnp.add, embed, head["embed"])
+  return {**head, "embed": embed}

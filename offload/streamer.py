@@ -8,17 +8,24 @@ from typing import Any
 import jax
 import numpy as np
 
-from offload.actions import Actions, Batch, Batches
+from offload.actions import Actions
 from offload.arrays import Arrays, HostSlots, HostSpecs
 from offload.cuts import Cuts
-from offload.executor import Executor, Span
+from offload.device_slots import DeviceSlots
+from offload.executor import Executor
+from offload.feed import Batch, Batches, Feed
 from offload.layout import Layout
+from offload.passes import Passes
 from offload.probe import probe
 from offload.programs import Model, Programs, Where
 from offload.resident import Resident
+from offload.result import Iteration, Result
 from offload.store import Store
+from offload.transfers import Transfers
 from offload.transport import TRANSPORTS
 from offload.update import Optimizer, Updater
+from offload.updates import Updates
+from offload.verdict import UNSCALED, Judge, LossScale
 from schedules.iterations import iterations
 from schedules.pools import Pools
 from schedules.registry import Schedule
@@ -30,7 +37,6 @@ from schedules.steps import (
   Kind,
   Mode,
   Object,
-  Queue,
   Slice,
   Step,
   Tier,
@@ -40,7 +46,15 @@ from schedules.steps import (
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """How to train."""
+  """How to train.
+
+  Attributes:
+    clip_norm: gradients whose global norm exceeds it are scaled down to it; 0: they never are.
+    loss_scale: of float16 parameters.
+
+  Raises:
+    ValueError: clipping, or a loss scale that changes, with a schedule whose steps are not whole.
+  """
 
   schedule: Schedule
   work: Work
@@ -49,25 +63,23 @@ class Settings:
   seed: int = 0
   transport: str = "copy"
   overlap: bool = True
+  clip_norm: float = 0.0
+  loss_scale: LossScale = UNSCALED
 
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-  """What a run of iterations did.
-
-  Attributes:
-    losses: nats per token of each iteration, over all its micro-batches.
-    seconds: wall time of each iteration, from the end of one to the end of the next.
-    moved: bytes by link and kind, counted as they moved.
-    spans: the steps of the first iterations, in seconds since the run began.
-    busy: seconds of work of each queue.
-  """
-
-  losses: list[float]
-  seconds: list[float]
-  moved: dict[Queue, dict[Kind, int]]
-  spans: list[Span]
-  busy: dict[Queue, float]
+  def __post_init__(self):
+    mend = "and this schedule updates units before that: set --delayed_fraction=1"
+    if not (self.clip_norm >= 0 and np.isfinite(self.clip_norm)):
+      raise ValueError(f"--clip_norm={self.clip_norm} must be 0 (off) or a positive number.")
+    if self.clip_norm and not self.work.whole_step:
+      raise ValueError(
+        f"--clip_norm={self.clip_norm} needs the norm of all gradients, which is known after the "
+        f"last backward, {mend}."
+      )
+    if self.loss_scale != UNSCALED and not self.work.whole_step:
+      raise ValueError(
+        "--parameter_dtype=float16 skips a step whose gradients overflow, which is known after the "
+        f"last backward, {mend}, or take --parameter_dtype=bfloat16."
+      )
 
 
 class Streamer:
@@ -95,6 +107,8 @@ class Streamer:
     self._specs = HostSpecs(self._cuts, self._programs.boundary, names, model.dtype)
     self._host = HostSlots(self._specs)
     self._store, self._arrays = store, Arrays(store, self._cuts, names)
+    self._judge = Judge(settings.clip_norm, settings.loss_scale)
+    self._in_step = False  # a run was left with some units updated and others not
     self._resident = self._initialise(jax.random.key(settings.seed))
 
   @property
@@ -102,39 +116,50 @@ class Streamer:
     """Bytes of the host buffers and of the SSD arrays that were made."""
     return {"host": self._host.bytes, "ssd": self._arrays.bytes}
 
+  @property
+  def loss_scale(self) -> LossScale:
+    """Of the iteration to come."""
+    return self._judge.loss_scale
+
   def run(
-    self, first: int, count: int, on_iteration: Callable[[int, float], None] = lambda i, loss: None
+    self, first: int, count: int, on_iteration: Callable[[Iteration], None] = lambda i: None
   ) -> Result:
     """Trains iterations `first` to `first + count - 1`; nothing is left pending at the end.
 
     The first run begins with iteration 0, each further one where the one before has ended.
 
-    `on_iteration` is told each iteration's number and its loss when its backward pass is over.
+    `on_iteration` hears of each iteration when its backward pass is over. A run that does not
+    return leaves the model in the middle of a step, and nothing can be asked of it any more.
+
+    Raises:
+      NonFiniteGradientError: names the unit and the iteration; where `work.whole_step` holds, the step
+        is skipped instead.
     """
+    self._check_whole()
     s = self._settings
-    actions = Actions(
-      *(s.work, self._layout, self._cuts, self._programs, self._updater),
-      *(self._resident, self._transport, self._host, self._arrays, self._batches, s.seed),
-    )
-    losses, ends = [], [time.perf_counter()]
+    actions = self._actions()
+    known, ends = [], [time.perf_counter()]
 
     def done(step: Step) -> None:
       if step.computation is not None and step.computation.unit == RESIDENT_UNIT:
         ends.append(time.perf_counter())
-        losses.append(actions.loss(step.iteration))
-        on_iteration(step.iteration, losses[-1])
+        known.append(self._known(step.iteration, actions.passes.loss(step.iteration)))
+        on_iteration(known[-1])
 
+    self._in_step = True
     executor = Executor(actions.perform, overlap=s.overlap)
     executor.run(derive(iterations(s.schedule, s.work, first, count), s.work, s.pools), done)
+    self._in_step = False
     ends[-1] = time.perf_counter()  # the last iteration ends when its last write has landed
-    moved = {link: dict(kinds) for link, kinds in actions.moved.items()}
-    return Result(losses, np.diff(ends).tolist(), moved, executor.spans, executor.busy)
+    moved = {link: dict(kinds) for link, kinds in actions.transfers.moved.items()}
+    return Result(known, np.diff(ends).tolist(), moved, executor.spans, executor.busy)
 
   def evaluate(self, batches: Iterable[Batch]) -> float:
     """Mean loss in nats per token, nothing dropped; each unit is loaded once for all batches.
 
     Batches have the shape that the programs were compiled for.
     """
+    self._check_whole()
     batches = list(batches)
     at = [Where.of(self._settings.seed, 0, 0, 0, batch.positions) for batch in batches]
     resident, last = self._resident.parameters, self._model.units - 1
@@ -167,11 +192,36 @@ class Streamer:
 
   @property
   def resident_parameters(self) -> Any:
+    self._check_whole()
     return self._resident.parameters
 
   def close(self) -> None:
     """Removes the store: it belongs to this run alone."""
     self._arrays.close()
+
+  def _actions(self) -> Actions:
+    s, device = self._settings, DeviceSlots()
+    feed = Feed(self._batches, s.work.micro_batches)
+    return Actions(
+      device,
+      Transfers(self._layout, self._transport, device, self._host, self._arrays),
+      Passes(s.work, self._programs, self._resident, device, self._judge, feed, s.seed),
+      Updates(
+        *(s.work, self._layout, self._updater, self._resident),
+        *(device, self._host, self._judge),
+      ),
+    )
+
+  def _known(self, iteration: int, loss: float) -> Iteration:
+    verdict = self._judge[iteration]
+    return Iteration(iteration, loss, float(verdict.norm), verdict.skips, verdict.loss_scale)
+
+  def _check_whole(self) -> None:
+    if self._in_step:
+      raise RuntimeError(
+        "A run of this model ended in the middle of a step: some of its parameters are updated and "
+        "others are not."
+      )
 
   def _initialise(self, key: jax.Array) -> Resident:
     model, layout = self._model, self._layout
@@ -198,6 +248,7 @@ class Streamer:
 
   def _stored(self, kind: Kind, unit: int) -> np.ndarray:
     """A copy of a unit's vector, or of its stacked ones."""
+    self._check_whole()
     vector = self._specs.vector(kind, self._layout.elements)
     for access in self._at_home(kind, unit):
       if access.tier is Tier.HOST:

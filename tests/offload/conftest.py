@@ -12,12 +12,13 @@ import pytest
 from models.config import ModelConfig
 from models.transformer import Transformer
 from offload import optimizers
-from offload.actions import Batch
+from offload.feed import Batch
 from offload.layout import Layout
 from offload.programs import Programs, Shape, Where
+from offload.result import Result
 from offload.sizes import sizes_of
 from offload.store import Store
-from offload.streamer import Result, Settings, Streamer
+from offload.streamer import Settings, Streamer
 from offload.update import Updater
 from schedules.iterations import iterations
 from schedules.placement import place, smallest
