@@ -27,6 +27,8 @@ from models.decoding.sampling import make_sampler
 from models.decoding.selectors import SELECTORS, Budget, make_selector
 from models.transformer import Transformer
 from models.weights import checkpoint
+from pallas_kernels import choice
+from pallas_kernels.attention_with_mass.api import IMPLEMENTATIONS, attention_with_mass
 
 AUTOREGRESSIVE = "autoregressive"
 
@@ -68,6 +70,9 @@ BIT_EXACT = flags.DEFINE_bool(
   "bit_exact", False, "Verify row by row, with the very bits of autoregressive decoding; slower."
 )
 REPEATS = flags.DEFINE_integer("repeats", 3, "Timed runs, behind one to warm up.", lower_bound=1)
+IMPLEMENTATION = flags.DEFINE_enum(
+  "implementation", None, list(IMPLEMENTATIONS), "Of the kernels; the platform's best if not given."
+)
 COMPARE_WITH = flags.DEFINE_string(
   "compare_with",
   None,
@@ -104,7 +109,21 @@ def check() -> Plan:
   prompts = _prompts()
   method = _method()
   slots = slots_for(model.config, method, max(map(len, prompts)), MAX_NEW_TOKENS.value)
+  _check_kernels(model, method, slots)
   return Plan(CHECKPOINT.value, model, method, prompts, slots, _reference(prompts, method))
+
+
+def _check_kernels(model: Transformer, method: Method, slots: int) -> None:
+  """Refuses an --implementation that cannot verify this model's rows; compiles nothing."""
+  choice.prefer(IMPLEMENTATION.value)
+  shape, config = jax.ShapeDtypeStruct, model.config
+  cache = shape((1, config.kv_heads, slots, config.head_size), model.dtype)
+  for rows in (1, method.draft_length + 1):
+    q = shape((1, config.heads, rows, config.head_size), model.dtype)
+    try:
+      jax.eval_shape(attention_with_mass, q, cache, cache, shape((1,), np.int32))
+    except ValueError as error:
+      raise ValueError(f"--implementation={IMPLEMENTATION.value}: {error}") from error
 
 
 def _prompts() -> list[bytes]:
@@ -174,6 +193,8 @@ def main(plan: Plan) -> None:
     timing = _decode(generator, plan, batch, first, size)
     real = slice(len(batch))  # without what filled the batch up
     rate = sum(map(len, timing.texts[real])) / statistics.median(timing.decode)
+    if not first:
+      print("Kernels: " + ", ".join(map(" as ".join, choice.chosen().items())) + ".", flush=True)
     log.metric(batch=first // size, decode_seconds=timing.decode, prefill_seconds=timing.prefill)
     print(
       f"{first + len(batch)} of {len(plan.prompts)} prompts decoded: prefill"
@@ -273,6 +294,7 @@ def summarize(plan: Plan, parameters: Any, timings: list[Timing], size: int) -> 
     "predicted_speedup": bound.speedup(length),
     "bytes_per_token": bound.bytes_per_token(length),
     "work": dataclasses.asdict(bound),
+    "kernels": choice.chosen(),
   }
 
 

@@ -1,5 +1,6 @@
 """What a training run says of itself: its plan before, its counts and times after."""
 
+import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -91,6 +92,7 @@ def summary(
     "optimizer_state_bytes": settings.pools.sizes.bytes(Kind.STATES) * work.units,
     "homes": homes_of(settings.pools),
     "busy_seconds": {str(queue): seconds for queue, seconds in result.busy.items()},
+    "profile": dataclasses.asdict(profile),
   }
 
 

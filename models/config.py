@@ -85,10 +85,18 @@ _QWEN3 = {"rope_theta": 1e6, "norm_epsilon": 1e-6, "qk_norm": True}
 
 PRESETS = {
   "bytes-tiny": _bytes("llama", layers=3, width=32, heads=2),
+  "bytes-retrieval": ModelConfig(  # 1.05M parameters, most of its decoding time in attention
+    "llama", 4, 128, 4, 4, 64, 320, 256, 32_768, rope_theta=1e5, tied_embeddings=True
+  ),
   "bytes-3m": _bytes("llama", layers=4, width=256, heads=8),
   "bytes-10m": _bytes("llama", layers=6, width=384, heads=8),
+  "bytes-25m": _bytes("llama", layers=8, width=512, heads=8),  # heads of 64, as GPU kernels want
+  "bytes-13m": _bytes("llama", layers=16, width=256, heads=8),  # many small units, for timing
   "gpt-bytes-tiny": _bytes("gpt", layers=3, width=32, heads=2),
   "gpt-bytes-3m": _bytes("gpt", layers=4, width=256, heads=8),
+  # Byte-level, for timing against other systems; names tell all parameters (58.1M and 396.8M).
+  "gpt-bytes-58m": _gpt(layers=18, width=512, heads=8, vocabulary=256, context=2048),
+  "gpt-bytes-400m": _gpt(layers=20, width=1280, heads=20, vocabulary=256, context=2048),
   # GPT-65B and GPT-175B of arXiv 2512.17570: 12 * layers * width^2 gives the names.
   "gpt-65b": _gpt(layers=80, width=8192, heads=64, vocabulary=50_257, context=2048),
   "gpt-175b": _gpt(layers=96, width=12_288, heads=96, vocabulary=50_257, context=2048),

@@ -33,9 +33,33 @@ def of_this_machine() -> tuple[str, ...]:
   return preferred(device.platform, float(capability) if capability else 0.0)
 
 
-@functools.cache
-def _log_once(operation: str, name: str) -> None:
-  logging.getLogger(__name__).info("%s runs as %s.", operation, name)
+_preferred_by_user: str | None = None
+_chosen: dict[str, str] = {}  # by operation, the latest
+
+
+def prefer(name: str | None) -> None:
+  """Sets the implementation of every operation that has one of this name; None: the platform's.
+
+  Holds for the process, and for what is traced from here on: a program calls it once, at its start.
+
+  Raises:
+    ValueError: it does not run on this machine.
+  """
+  global _preferred_by_user
+  if name in GPU_CAPABILITY and name not in of_this_machine():
+    raise ValueError(f"{name} kernels cannot run here: {GPU_CAPABILITY[name]}")
+  _preferred_by_user = name
+
+
+def chosen() -> dict[str, str]:
+  """The implementation that each operation used so far runs as, by the operation's name."""
+  return dict(_chosen)
+
+
+def _log(operation: str, name: str) -> None:
+  if _chosen.get(operation) != name:
+    _chosen[operation] = name
+    logging.getLogger(__name__).info("%s runs as %s.", operation, name)
 
 
 def choose(
@@ -45,11 +69,14 @@ def choose(
   *arguments: Any,
   **options: Any,
 ) -> Callable[..., Any]:
-  """The function to call: `requested`, or the first of this platform's that supports the arguments.
+  """The function to call: `requested`, else what `prefer` named, else the first of this platform's
+  that supports the arguments.
 
-  Raises ValueError, with the reason, if the requested implementation does not exist, does not run
+  Raises ValueError, with the reason, if the implementation asked for does not exist, does not run
   on this machine, or does not support the arguments. A choice is logged once a process.
   """
+  if requested is None and _preferred_by_user in implementations:
+    requested = _preferred_by_user
   if requested is not None and requested not in implementations:
     raise ValueError(
       f"{operation} has no implementation {requested!r}; use one of {', '.join(implementations)}."
@@ -62,7 +89,7 @@ def choose(
     function, supports = implementations[name]
     reason = supports(*arguments, **options)
     if reason is None:
-      _log_once(operation, name)
+      _log(operation, name)
       return function
     if requested:
       raise ValueError(f"{operation} cannot run as {requested}: {reason}")

@@ -1,6 +1,7 @@
 """Prints tables from run folders: `python -m experiments.tables training`, or `--all`.
 
-`--measure` makes the runs first, by the quickstart (some minutes; `--quick` for short settings).
+`--measure` makes the runs first, by the quickstart (some minutes; `--quick` for short settings);
+the table `ssd` measures by itself, on the disk that holds the folder of the runs.
 """
 
 import subprocess
@@ -10,11 +11,11 @@ from pathlib import Path
 from absl import flags
 
 from experiments import program, run_log
-from experiments.tables.registry import TABLES
+from experiments.tables.registry import MEASUREMENTS, TABLES
 
 _ALL = flags.DEFINE_bool("all", False, "Every table.")
 _RUNS = flags.DEFINE_string("runs", "results/quickstart", "Folder whose run folders are read.")
-_MEASURE = flags.DEFINE_bool("measure", False, "Make the runs first, by the quickstart.")
+_MEASURE = flags.DEFINE_bool("measure", False, "Make the tables' runs first.")
 _QUICK = flags.DEFINE_bool("quick", False, "With --measure: short settings.")
 
 
@@ -30,14 +31,16 @@ def check(words: list[str]) -> list[str]:
   if not _MEASURE.value and not Path(_RUNS.value).is_dir():
     raise ValueError(f"--runs={_RUNS.value} is no folder; run scripts/quickstart, or --measure.")
   run_log.check_workdir(program.workdir(), program.name())
-  return list(TABLES) if _ALL.value else words
+  names = list(TABLES) if _ALL.value else words
+  for name in _MEASURE.value * names:
+    if name in MEASUREMENTS:
+      MEASUREMENTS[name].check(Path(_RUNS.value), quick=_QUICK.value)
+  return names
 
 
 def main(names: list[str]) -> None:
   if _MEASURE.value:
-    command = ["-m", "experiments.quickstart", f"--workdir={_RUNS.value}"]
-    if subprocess.run([sys.executable, *command, *["--quick"] * _QUICK.value]).returncode:
-      raise program.Mistake("--measure: the quickstart did not finish; it says why above.")
+    _measure(names)
   log = run_log.RunLog.start(program.workdir(), program.name())
   tables = [TABLES[name](Path(_RUNS.value)) for name in names]
   for table in tables:
@@ -45,6 +48,16 @@ def main(names: list[str]) -> None:
     (log.workdir / f"{table.name}.md").write_text(table.markdown())
   rows = {t.name: [dict(zip(t.columns, row, strict=True)) for row in t.rows] for t in tables}
   log.finish({"rows": rows}, f"{len(tables)} tables")
+
+
+def _measure(names: list[str]) -> None:
+  if set(names) - set(MEASUREMENTS):
+    command = ["-m", "experiments.quickstart", f"--workdir={_RUNS.value}"]
+    if subprocess.run([sys.executable, *command, *["--quick"] * _QUICK.value]).returncode:
+      raise program.Mistake("--measure: the quickstart did not finish; it says why above.")
+  for name in names:
+    if name in MEASUREMENTS:
+      MEASUREMENTS[name].measure(Path(_RUNS.value), quick=_QUICK.value)
 
 
 if __name__ == "__main__":

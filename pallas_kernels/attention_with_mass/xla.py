@@ -2,8 +2,9 @@
 
 The cache is viewed, without a copy, as chunks of slots, and the chunks are a batch axis of both
 products: each is then small enough for the inner loops to stay in cache, and many enough to occupy
-every core. Measured beside it (8 KV heads, 16k slots, f32, 1 and 7 rows, jax 0.10.2): one product
-over the whole cache 1.3 times the time, a product a head 4 times, a product a row 5 times.
+every core. `experiments.tables.kernels` measures the forms that lost beside it: one product over
+the whole cache, a product a head, a product a row, values masked as a whole. Chunks of 512 and 1024
+slots, and the queries on the right of the first product, are no faster.
 
 What lies outside [start, length) may be NaN, and 0 * NaN is NaN, so values must not be read there.
 Masking all of V costs a copy of it. Instead a chunk's product counts only if the chunk is wholly
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 from pallas_kernels.attention_with_mass.reference import AttentionWithMass
 from pallas_kernels.masking import NOTHING
 
-CHUNK = 512  # slots
+CHUNK = 256  # slots
 LOGIT_BYTES = 64 * 2**20  # of one pass; more rows than fit go head by head
 
 
@@ -25,8 +26,12 @@ def supports(*_, **__) -> None:
 
 
 def chunk_size(slots: int, page_size: int) -> int:
-  """The most slots, up to CHUNK, that are whole pages and divide the cache; else all of it."""
-  for size in range(CHUNK // page_size * page_size, 127, -page_size):
+  """The most slots, up to CHUNK, that are whole pages and divide the cache; else all of it.
+
+  A small cache, such as a draft's, gets smaller chunks: both ends cost a copy of one.
+  """
+  most = min(CHUNK, max(128, slots // 8))
+  for size in range(most // page_size * page_size, 63, -page_size):
     if slots % size == 0:
       return size
   return slots

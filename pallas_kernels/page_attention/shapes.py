@@ -29,6 +29,11 @@ CONFORMANCE = (
   Case("pages of 32", 4, 4, 4, 1, 512, 64, (512, 300), (480, 290), 33, 32, 6, (6, 5)),
   Case("pages of 64", 8, 2, 1, 5, 512, 64, (450, 511), (448 - 64, 500), 80, 64, 4, (4, 0)),
   Case("pages of 64, a set a head", 8, 2, 2, 1, 512, 64, (450, 70), (448, 64), 64, 64, 3, (3, 1)),
+  Case(
+    *("lengths around a page", 2, 1, 1, 1, 64, 64, (1, 15, 16, 17), (0, 0, 15, 16)),
+    *(16, 16, 2, (0, 0, 0, 1)),
+  ),
+  Case("a head of 128", 4, 2, 2, 2, 128, 128, (128, 50), (96, 48), 32, 16, 3, (3, 2)),
   Case("empty selection", 4, 2, 1, 2, 256, 64, (100, 2), (90, 0), 12, 16, 4, (0, 0)),
   Case("no place for a page", 4, 2, 1, 2, 256, 64, (100, 2), (90, 0), 12, 16, 0, (0, 0)),
   Case(
@@ -41,37 +46,18 @@ CONFORMANCE = (
 
 # Drafting one token with 7% of 32k tokens (vegas' benchmark ratio) under the shapes that
 # `attention_with_mass.shapes` cites.
+_ENDS = {"lengths": (32_768,) * 4, "tail_starts": (32_704,) * 4, "tail": 64}
 COMPILED = (
   Case(
-    "llama-3-8b",
-    32,
-    8,
-    1,
-    1,
-    32_768,
-    128,
-    (32_768,) * 4,
-    (32_704,) * 4,
-    64,
-    64,
-    36,
-    (36,) * 4,
-    "bfloat16",
+    *("llama-3-8b", 32, 8, 1, 1, 32_768, 128),
+    **_ENDS, page_size=64, places=36, selected=(36,) * 4, dtype="bfloat16",
   ),
   Case(
-    "gpt-oss-20b",
-    64,
-    8,
-    8,
-    1,
-    32_768,
-    64,
-    (32_768,) * 4,
-    (32_704,) * 4,
-    64,
-    16,
-    144,
-    (144,) * 4,
-    "bfloat16",
+    *("gpt-oss-20b", 64, 8, 8, 1, 32_768, 64),
+    **_ENDS, page_size=16, places=144, selected=(144,) * 4, dtype="bfloat16",
   ),
-)
+  Case(
+    *("llama-3-8b, float32, tokens", 32, 8, 1, 1, 32_768, 128),
+    **_ENDS, page_size=1, places=2304, selected=(2304,) * 4,
+  ),
+)  # fmt: skip

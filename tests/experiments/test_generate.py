@@ -94,6 +94,7 @@ def test_each_mistake_has_its_sentence(folder):
     "--page_size=3 must be a power of two": [model, prompt, "--page_size=3"],
     "temperature must be 0 or at least": [model, prompt, "--temperature=nan"],
     "top_p must be in (0, 1]": [model, prompt, "--temperature=1", "--top_p=0"],
+    "triton kernels cannot run here": [model, prompt, "--implementation=triton"],
     "there is no summary.json in it": [model, prompt, f"--compare_with={folder}"],
   }
   command = [sys.executable, "-c", CHECK_ALL, json.dumps(list(cases.values()))]

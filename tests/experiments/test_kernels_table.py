@@ -25,12 +25,13 @@ def test_ratios_are_medians_of_rounds(tmp_path):
   setting = {"slots": 1024, "heads": 8, "kv_heads": 2, "head_size": 64, "dtype": "float32"}
   summary = {"setting": setting | {"rounds": 3}, "milliseconds": milliseconds}
   (tmp_path / "kernels").mkdir()
-  run_log.write_json(
-    tmp_path / "kernels" / run_log.SUMMARY_FILE, summary | {"machine": machine.describe()}
-  )
+  described = machine.describe() | {"jax": "0.11.2"}
+  run_log.write_json(tmp_path / "kernels" / run_log.SUMMARY_FILE, summary | {"machine": described})
   table = kernels.table(tmp_path)
   rows = {row[0]: row[1:] for row in table.rows}
-  assert rows["5 rows"] == ("2.00", "2.00× 1 row", "at most 1.30×")
+  assert rows["5 rows"] == ("2.00", "2.00× 1 row", "1.25 to 2.00", "at most 1.30×")
   assert rows["1 row"][1] == "1.00× read K and V once"
   assert len(rows) == len(kernels.ROWS)
-  assert "25.0% of the bytes" in " ".join(table.notes)
+  # 2 rows of 8 heads in 4 bytes, over keys and values of 2 heads of 64 in 4 bytes:
+  assert "6.2% of the bytes" in " ".join(table.notes)
+  assert rows["5 rows, mass of 2 by tokens, and its mean"][-1] == "at most 1.19×"

@@ -20,7 +20,7 @@ BOTH = pytest.mark.parametrize("direct_io", [False, True])
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
   """So that small arrays have several pieces, the last one short."""
-  monkeypatch.setattr(block_files, "_PIECE_BYTES", 4 * BLOCK)
+  monkeypatch.setattr(block_files, "_PIECE_BYTES", {True: 4 * BLOCK, False: 4 * BLOCK})
 
 
 def _noise(size, dtype, *, skew=0):

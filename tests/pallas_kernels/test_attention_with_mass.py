@@ -30,6 +30,28 @@ cases = pytest.mark.parametrize("case", CONFORMANCE, ids=lambda case: case.name)
 implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 
 
+def reason_against(case, supports):
+  """The sentence with which an implementation refuses a case, or None."""
+  batch = len(case.lengths)
+  q = jnp.zeros((batch, case.heads, case.count, case.head_size), case.dtype)
+  cache = jnp.zeros((batch, case.kv_heads, case.slots, case.head_size), case.dtype)
+  integers = jnp.zeros((batch,), jnp.int32)
+  rows = tuple(row % case.count for row in case.rows)
+  return supports(q, cache, cache, integers, integers, rows=rows, page_size=case.page_size)
+
+
+def pairs(supported):
+  """Cases with the implementations that support, or refuse, them; Mosaic's are of 16 bits."""
+  of = lambda case, name: case._replace(dtype="bfloat16") if name == "mosaic_gpu" else case
+  found = [
+    pytest.param(of(case, name), name, id=f"{name}-{case.name}")
+    for name, (_, supports) in IMPLEMENTATIONS.items()
+    for case in CONFORMANCE
+    if (reason_against(of(case, name), supports) is None) == supported
+  ]
+  return pytest.mark.parametrize(("case", "implementation"), found)
+
+
 def of_case(case):
   """Lengths and starts [B] of a case, and which of its slots [B, 1, S] are filled."""
   lengths, starts = (np.array(x, np.int32) for x in (case.lengths, case.starts))
@@ -56,23 +78,64 @@ def differ(case, got, wanted):
   return max(np.max(np.abs(a - b) / (tolerance * (1 + np.abs(b)))) for a, b in pairs)
 
 
-@implementations
-@cases
-def test_conforms(case, implementation, tensors, poisoned):
-  function, supports = IMPLEMENTATIONS[implementation]
-  if implementation == "mosaic_gpu":
-    case = case._replace(dtype="bfloat16")
+def check(case, function, tensors, poisoned):
+  """The suite's comparison: shapes, dtype and values of the reference, whatever lies outside."""
   q, k, v = tensors(case)
   lengths, starts, filled = of_case(case)
   arguments = q, poisoned(k, filled), poisoned(v, filled), lengths, starts
-  reason = supports(*arguments, rows=case.rows, page_size=case.page_size)
-  if reason is not None:
-    assert reason.endswith(".")
-    pytest.skip(reason)
   got, wanted = results(case, function, *arguments), results(case, reference, *arguments)
   assert got.out.dtype == q.dtype
   assert jax.tree.map(jnp.shape, got) == jax.tree.map(jnp.shape, wanted)
   assert differ(case, got, wanted) < 1
+
+
+@pairs(supported=True)
+def test_conforms(case, implementation, tensors, poisoned):
+  check(case, IMPLEMENTATIONS[implementation][0], tensors, poisoned)
+
+
+@pairs(supported=False)
+def test_other_cases_are_refused_with_a_sentence(case, implementation, tensors, monkeypatch):
+  monkeypatch.setattr(choice, "of_this_machine", lambda: ("mosaic_gpu", "triton", "xla"))
+  options = {"rows": case.rows, "page_size": case.page_size, "implementation": implementation}
+  reason = reason_against(case, IMPLEMENTATIONS[implementation][1])
+  assert reason is not None and reason.endswith(".")
+  with pytest.raises(ValueError) as refusal:
+    attention_with_mass(*tensors(case), *of_case(case)[:1], **options)
+  assert str(refusal.value) == f"attention_with_mass cannot run as {implementation}: {reason}"
+
+
+_PLAIN = Case("", 4, 2, 2, 64, 64, (9,), (0,), (0,), 16, "bfloat16")
+
+
+@pytest.mark.parametrize(
+  ("implementation", "change", "sentence"),
+  [
+    ("triton", {"page_size": 5, "slots": 320}, "page size 5 is not a power of two up to 64."),
+    ("triton", {"rows": (0, 0)}, "rows (0, 0) repeat one."),
+    ("triton", {"head_size": 48}, "head size 48 is none of (32, 64, 128, 256)."),
+    ("triton", {"count": 65}, "the rows of a group of query heads are more than 128."),
+    ("triton", {"dtype": "int8"}, "queries of int8 over a cache of int8."),
+    ("triton", {"slots": 80}, "80 slots are not a multiple of 64."),
+    ("mosaic_gpu", {"page_size": 1}, "page size 1 is none of (16, 32, 64)."),
+    (
+      "mosaic_gpu",
+      {"dtype": "float32"},
+      "queries of float32 over a cache of float32; both must be of one 16-bit type.",
+    ),
+    (
+      "mosaic_gpu",
+      {"head_size": 256},
+      "head size 256 is neither 64 nor 128; one warpgroup has no registers for more.",
+    ),
+    ("mosaic_gpu", {"count": 33}, "the rows of a group of query heads are more than 64."),
+    ("mosaic_gpu", {"slots": 80}, "80 slots are not a multiple of 64."),
+  ],
+)
+def test_every_refusal_is_its_sentence(implementation, change, sentence):
+  supports = {"triton": triton.supports, "mosaic_gpu": mosaic_gpu.supports}[implementation]
+  assert reason_against(_PLAIN, supports) is None
+  assert reason_against(_PLAIN._replace(**change), supports) == sentence
 
 
 @cases
@@ -105,28 +168,33 @@ def test_the_reference_is_attention_row_by_row(case, tensors):
         np.testing.assert_allclose(share, pages, atol=1e-5)
 
 
+MUTATIONS = {
+  "nothing": lambda run, q, k, v, *ends, **o: run(q, k, v, *ends, **o),
+  "keys and values swapped": lambda run, q, k, v, *ends, **o: run(q, v, k, *ends, **o),
+  "a page late": lambda run, q, k, v, *ends, page_size, **o: run(
+    q, *(jnp.roll(x, page_size, axis=2) for x in (k, v)), *ends, page_size=page_size, **o
+  ),
+  "a slot short": lambda run, q, k, v, lengths, starts, **o: run(q, k, v, lengths - 1, starts, **o),
+  "heads' groups shifted": lambda run, q, *rest, **o: run(jnp.roll(q, 1, axis=1), *rest, **o),
+  "masses a page off": lambda run, *arguments, **o: (
+    lambda right: right._replace(page_lse=jnp.roll(right.page_lse, 1, axis=-1))
+  )(run(*arguments, **o)),
+}
+
+
 @implementations
-def test_mutations_are_seen(implementation, tensors):
-  """The suite's tolerance tells a kernel that swaps K and V, or is a page or a slot off."""
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_the_suite_fails_what_is_wrong(mutation, implementation, tensors):
+  """With nothing poisoned, so that it is the values that tell."""
   dtype = "bfloat16" if implementation == "mosaic_gpu" else "float32"
-  case = Case("", 8, 2, 5, 256, 64, (50, 30), (3, 0), (0, -1), 16, dtype)
-  function, _ = IMPLEMENTATIONS[implementation]
-  q, k, v = tensors(case)
-  lengths, starts, _ = of_case(case)
-  wanted = results(case, reference, q, k, v, lengths, starts)
-  run = functools.partial(results, case, function)
-  roll = lambda x: jnp.roll(x, case.page_size, axis=2)
-  mutants = {
-    "keys and values swapped": run(q, v, k, lengths, starts),
-    "a page late": run(q, roll(k), roll(v), lengths, starts),
-    "a slot short": run(q, k, v, lengths - 1, starts),
-    "heads' groups shifted": run(jnp.roll(q, 1, axis=1), k, v, lengths, starts),
-  }
-  for name, mutant in mutants.items():
-    assert differ(case, mutant, wanted) > 1, name
-  right = run(q, k, v, lengths, starts)
-  shifted = right._replace(page_lse=jnp.roll(right.page_lse, 1, axis=-1))
-  assert differ(case, shifted, wanted) > 1, "masses a page off"
+  case = Case("", 8, 2, 5, 64, 64, (50, 30), (3, 0), (0, -1), 16, dtype)
+  mutant = functools.partial(MUTATIONS[mutation], IMPLEMENTATIONS[implementation][0])
+  run = lambda: check(case, mutant, tensors, lambda x, _: x)
+  if mutation == "nothing":
+    run()
+  else:
+    with pytest.raises(AssertionError):
+      run()
 
 
 def test_the_xla_form_goes_head_by_head_where_logits_are_large(tensors, monkeypatch):
@@ -159,7 +227,8 @@ def test_the_xla_form_holds_one_head_of_logits(tensors):
     ({"implementation": "triton"}, "needs an NVIDIA GPU"),
   ],
 )
-def test_what_does_not_fit_is_refused(change, sentence):
+def test_what_does_not_fit_is_refused(change, sentence, monkeypatch):
+  monkeypatch.setattr(choice, "of_this_machine", lambda: ("xla",))
   q, cache = jnp.zeros((1, 4, 3, 32)), jnp.zeros((1, 2, 64, 32))
   with pytest.raises(ValueError, match=sentence):
     attention_with_mass(q, cache, cache, jnp.array([9], jnp.int32), **change)

@@ -31,8 +31,38 @@ def test_what_an_implementation_does_not_support_goes_to_the_next(monkeypatch):
     choice.choose("attention", known, "triton")
 
 
-def test_a_choice_is_logged_once(caplog):
+def test_a_choice_is_logged_once(caplog, monkeypatch):
+  monkeypatch.setattr(choice, "of_this_machine", lambda: ("xla",))
   with caplog.at_level(logging.INFO):
     for _ in range(2):
       choice.choose("an operation of its own", {"xla": (min, takes_all)}, None)
   assert caplog.text.count("an operation of its own runs as xla.") == 1
+
+
+@pytest.fixture
+def preferring():
+  yield choice.prefer
+  choice.prefer(None)
+
+
+def test_a_preference_holds_for_every_operation_that_has_it(preferring, monkeypatch):
+  monkeypatch.setattr(choice, "of_this_machine", lambda: ("xla",))
+  known = {"xla": (min, takes_all), "reference": (max, takes_all)}
+  preferring("reference")
+  assert choice.choose("attention", known, None) is max
+  assert choice.choose("attention", known, "xla") is min
+  assert choice.choose("append", {"xla": (sum, takes_all)}, None) is sum
+  assert choice.chosen()["append"] == "xla"
+
+
+def test_a_preference_that_cannot_run_here_is_refused(preferring, monkeypatch):
+  monkeypatch.setattr(choice, "of_this_machine", lambda: ("xla",))
+  with pytest.raises(ValueError, match="triton kernels cannot run here: it needs an NVIDIA GPU"):
+    preferring("triton")
+
+
+def test_a_preference_is_not_given_up_silently(preferring, monkeypatch):
+  monkeypatch.setattr(choice, "of_this_machine", lambda: ("triton", "xla"))
+  preferring("triton")
+  with pytest.raises(ValueError, match="cannot run as triton: head size 7 is odd"):
+    choice.choose("attention", {"xla": (min, takes_all), "triton": (max, refuses)}, None)

@@ -1,0 +1,1 @@
+"""Other people's training systems beside ours: same model, weights and batches, one machine."""
