@@ -43,7 +43,8 @@ class Passes:
     """Returns when the results are on the device.
 
     Raises:
-      NonFiniteGradientError: where updates do not wait for the norm; names the unit and the iteration.
+      NonFiniteGradientError: names the unit and the iteration; where updates wait for the norm, the
+        step is skipped instead.
     """
     c = _computation(step)
     (self._forward if c.action is Action.FORWARD else self._backward)(step)

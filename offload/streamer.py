@@ -132,8 +132,8 @@ class Streamer:
     return leaves the model in the middle of a step, and nothing can be asked of it any more.
 
     Raises:
-      NonFiniteGradientError: names the unit and the iteration; where `work.whole_step` holds, the step
-        is skipped instead.
+      NonFiniteGradientError: names the unit and the iteration; where `work.whole_step` holds, the
+        step is skipped instead.
     """
     self._check_whole()
     s = self._settings

@@ -9,17 +9,20 @@ import pytest
 from offload.executor import Executor
 from schedules.iterations import iterations
 from schedules.placement import smallest
+from schedules.pools import Sizes
 from schedules.registry import SCHEDULES
 from schedules.replay import Replay
 from schedules.residency import derive
-from schedules.steps import Queue, Work
+from schedules.steps import Kind, Part, Queue, Work
 
 WORK = Work(4, 3)
 
 
 @pytest.fixture
 def pools():
-  return smallest(WORK, master_is_parameter=True)
+  one_byte = dict.fromkeys(Kind, 1)
+  sizes = Sizes(one_byte, {Part.NOW: 1}, one_byte, one_byte)
+  return smallest(sizes, WORK, master_is_parameter=True)
 
 
 def steps(pools, count=2):
