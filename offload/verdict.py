@@ -63,11 +63,11 @@ class Verdict:
 
   @property
   def skips(self) -> bool:
-    return not np.isfinite(self.norm)
+    return not math.isfinite(self.norm)
 
   @property
   def clips(self) -> bool:
-    return 0 < self.clip_norm <= self.norm
+    return bool(0 < self.clip_norm <= self.norm)
 
   def scaled(self, gradients: Tree) -> Tree:
     """Gradients as an update takes them: those of the loss itself, as `clip_by_global_norm` of

@@ -259,8 +259,9 @@ class _Reference:
     losses = [self.iteration(k) for k in range(ITERATIONS)]
     leaves = [np.asarray(x) for x in jax.tree.leaves((self.units, self.resident))]
     vectors = []
-    for (state, _), master in zip(self.states, self.masters, strict=False):
-      vectors += [np.asarray(x) for x in jax.tree.leaves(state) if x.ndim]
+    for states, master in zip(self.states, self.masters, strict=False):
+      pairs = zip(*map(jax.tree.leaves, states), strict=True)  # of both rules
+      vectors += [np.where(self.decays, *pair) for pair in pairs if pair[0].ndim]
       vectors += [np.asarray(master)] if self.model.dtype != jnp.float32 else []
     return Trained(losses, leaves, vectors, norms=self.norms)
 

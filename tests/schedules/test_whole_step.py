@@ -72,10 +72,11 @@ def test_an_update_that_does_not_wait_for_the_norm_is_found(make_pools):
   work, pools = Work(3, 2, NOW, whole_step=True), make_pools()
   steps = derived("horizontal", work, pools)
   adds = [s.index for s in steps if s.accesses_to(Tier.DEVICE, Kind.NORM, writes=True)]
-  early = next(s for s in steps if s.queue is Queue.HOST_UPDATE)
-  first = [s for s in steps if s.index < early.index and s.index != adds[2]]
-  with pytest.raises(ScheduleError, match=r"update\(unit 0, now part\).* finds norm"):
-    Replay(work, pools).run([*first, early])
+  update = next(s for s in steps if str(s).startswith("update(unit 2"))
+  needed = {*update.waits} - {adds[2]}
+  first = [s for s in steps if s.index < adds[2] or s.index in needed]
+  with pytest.raises(ScheduleError, match=r"update\(unit 2, now part\).* finds norm"):
+    Replay(work, pools).run([*first, update])
 
 
 def test_a_step_that_is_not_whole_is_refused(make_pools):
