@@ -18,19 +18,15 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import program, run_log
+from experiments import decoding_flags, program, run_log
+from experiments.decoding_flags import AUTOREGRESSIVE, END_TOKEN, METHOD
 from models.decoding import compare, roofline
 from models.decoding.generate import Generator, Timing, measure, pad, sequence_keys, slots_for
 from models.decoding.loop import Method
-from models.decoding.prefill import CHUNK
-from models.decoding.sampling import make_sampler
-from models.decoding.selectors import SELECTORS, Budget, make_selector
 from models.transformer import Transformer
 from models.weights import checkpoint
 from pallas_kernels import choice
 from pallas_kernels.attention_with_mass.api import IMPLEMENTATIONS, attention_with_mass
-
-AUTOREGRESSIVE = "autoregressive"
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of the model's checkpoint.")
 PROMPT_FILES = flags.DEFINE_multi_string(
@@ -39,36 +35,8 @@ PROMPT_FILES = flags.DEFINE_multi_string(
 PROMPT_BYTES = flags.DEFINE_integer(
   "prompt_bytes", 0, "Use only the first bytes of each prompt file; 0 uses all.", lower_bound=0
 )
-METHOD = flags.DEFINE_string(
-  "method",
-  AUTOREGRESSIVE,
-  f"{AUTOREGRESSIVE}, a selector ({', '.join(SELECTORS)}), or a selector's dotted path.",
-)
-DRAFT_LENGTH = flags.DEFINE_integer("draft_length", 6, "Tokens drafted per round.")
-KV_BUDGET = flags.DEFINE_string(
-  "kv_budget",
-  "0.07",
-  "What drafts attend to: with a decimal point a share of the text, else tokens.",
-)
-KV_FLOOR = flags.DEFINE_integer(
-  "kv_floor",
-  256,
-  "Least tokens of a budget given as a share.",
-  lower_bound=1,
-  upper_bound=2**31 - 1,
-)
-PAGE_SIZE = flags.DEFINE_integer("page_size", 1, "Cache entries that are selected as one.")
 MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 256, "Tokens to decode.", lower_bound=1)
-TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 decodes greedily.", lower_bound=0)
-TOP_P = flags.DEFINE_float("top_p", 1.0, "Mass of the nucleus to sample from.")
-TOP_K = flags.DEFINE_integer("top_k", 0, "Sample from so many likeliest tokens; 0: from all.")
-END_TOKEN = flags.DEFINE_integer(
-  "end_token", None, "Byte that ends a text.", lower_bound=0, upper_bound=255
-)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Prompts decoded together.", lower_bound=1)
-BIT_EXACT = flags.DEFINE_bool(
-  "bit_exact", False, "Verify row by row, with the very bits of autoregressive decoding; slower."
-)
 REPEATS = flags.DEFINE_integer("repeats", 3, "Timed runs, behind one to warm up.", lower_bound=1)
 IMPLEMENTATION = flags.DEFINE_enum(
   "implementation", None, list(IMPLEMENTATIONS), "Of the kernels; the platform's best if not given."
@@ -78,9 +46,6 @@ COMPARE_WITH = flags.DEFINE_string(
   None,
   "Folder of an autoregressive run of the same prompts, to compare texts with.",
 )
-
-
-_LONGEST_DRAFT = 64  # tokens: no draft holds that long, and verification's memory grows with it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +72,7 @@ def check() -> Plan:
       " are read as bytes, which takes a model of 256 tokens."
     )
   prompts = _prompts()
-  method = _method()
+  method = decoding_flags.method()
   slots = slots_for(model.config, method, max(map(len, prompts)), MAX_NEW_TOKENS.value)
   _check_kernels(model, method, slots)
   return Plan(CHECKPOINT.value, model, method, prompts, slots, _reference(prompts, method))
@@ -136,26 +101,6 @@ def _prompts() -> list[bytes]:
   return [prompt[: PROMPT_BYTES.value or None] for prompt in prompts]
 
 
-def _method() -> Method:
-  if DRAFT_LENGTH.value < 1:
-    raise ValueError(f"--draft_length={DRAFT_LENGTH.value} drafts nothing; give at least 1.")
-  if DRAFT_LENGTH.value > _LONGEST_DRAFT:
-    raise ValueError(f"--draft_length={DRAFT_LENGTH.value} is beyond {_LONGEST_DRAFT}; give less.")
-  if PAGE_SIZE.value < 1 or CHUNK % PAGE_SIZE.value:
-    raise ValueError(f"--page_size={PAGE_SIZE.value} must be a power of two, at most {CHUNK}.")
-  budget = Budget.parse(KV_BUDGET.value, KV_FLOOR.value)
-  sampler = make_sampler(TEMPERATURE.value, TOP_P.value, TOP_K.value)
-  if METHOD.value == AUTOREGRESSIVE:
-    return Method(sampler=sampler, end_token=END_TOKEN.value)
-  try:
-    selector = make_selector(METHOD.value, budget, PAGE_SIZE.value)
-  except ValueError as error:
-    raise ValueError(
-      f"--method={METHOD.value} is neither {AUTOREGRESSIVE} nor a selector. {error}"
-    ) from error
-  return Method(selector, DRAFT_LENGTH.value, sampler, END_TOKEN.value, BIT_EXACT.value)
-
-
 def _reference(prompts: list[bytes], method: Method) -> list[list[int]] | None:
   if not COMPARE_WITH.value:
     return None
@@ -167,6 +112,11 @@ def _reference(prompts: list[bytes], method: Method) -> list[list[int]] | None:
     raise ValueError(
       f"--compare_with={COMPARE_WITH.value} is not an autoregressive run of the same prompts,"
       " --max_new_tokens and --end_token."
+    )
+  if method.bit_exact and not summary["bit_exact"]:
+    raise ValueError(
+      f"--compare_with={COMPARE_WITH.value} was decoded without --bit_exact, so its bits may be"
+      " others: decode it with --bit_exact too."
     )
   return summary["completions"]
 
@@ -186,7 +136,7 @@ def main(plan: Plan) -> None:
     _, parameters = checkpoint.load(plan.checkpoint)
   generator = Generator(plan.model, parameters, plan.method)
   log = run_log.RunLog.start(program.workdir(), "generate")
-  size = min(BATCH_SIZE.value, len(plan.prompts))
+  size = plan.method.together(min(BATCH_SIZE.value, len(plan.prompts)))
   timings, comparisons = [], []
   for first in range(0, len(plan.prompts), size):
     batch = plan.prompts[first : first + size]
@@ -260,6 +210,14 @@ def _verdict(comparisons: list[compare.Comparison]) -> dict[str, Any]:
   }
 
 
+def _settings(method: Method) -> dict[str, Any]:
+  """The selector's settings, given or not."""
+  if method.selector is None or not dataclasses.is_dataclass(method.selector):
+    return {}
+  names = [f.name for f in dataclasses.fields(method.selector) if f.name != "budget"]
+  return {name: getattr(method.selector, name) for name in names}
+
+
 def summarize(plan: Plan, parameters: Any, timings: list[Timing], size: int) -> dict[str, Any]:
   """What summary.json holds."""
   method = plan.method
@@ -279,6 +237,8 @@ def summarize(plan: Plan, parameters: Any, timings: list[Timing], size: int) -> 
     "method": METHOD.value,
     "draft_length": method.draft_length,
     "kv_budget": str(method.selector.budget) if method.selector else None,
+    "settings": _settings(method),
+    "bit_exact": method.bit_exact,
     **_asked(plan.prompts),
     "completions": completions,
     "tokens_per_second": sum(map(len, completions)) / decode,

@@ -7,8 +7,8 @@
       program.run(main, check)
 
 A user's mistake becomes one sentence on stderr and exit code 2: absl's own parsing errors, any
-ValueError or OSError that `check` raises, and a `Mistake` raised anywhere. Everything else is a bug
-and keeps its traceback.
+ValueError or OSError that `check` raises, and a `Mistake` raised anywhere. A `Failure` (a full
+disk, say) becomes one sentence and exit code 1. Everything else is a bug and keeps its traceback.
 """
 
 import contextlib
@@ -38,6 +38,10 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]?i?B|)")
 
 class Mistake(ValueError):  # noqa: N818 (whose error it is matters more)
   """A user's mistake; the message is the whole sentence that the user reads."""
+
+
+class Failure(RuntimeError):  # noqa: N818 (it is nobody's error)
+  """A run could not go on; the message is the whole sentence that the user reads."""
 
 
 @contextlib.contextmanager
@@ -72,10 +76,10 @@ def run(
       with mistakes():
         checked = check(rest) if words else check()
       main(checked)
-  except Mistake as mistake:
-    sentence = " ".join(str(mistake).split())
+  except (Mistake, Failure) as error:
+    sentence = " ".join(str(error).split())
     print(f"{name()}: {textwrap.shorten(sentence, 500, placeholder=' ...')}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(2 if isinstance(error, Mistake) else 1)
   except KeyboardInterrupt:
     print(f"\n{name()}: interrupted.", file=sys.stderr)
     sys.exit(130)

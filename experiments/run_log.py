@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import machine, program
+from offload import lock
 
 FLAGS_FILE, METRICS_FILE, SUMMARY_FILE = "flags.txt", "metrics.jsonl", "summary.json"
 
@@ -25,7 +26,7 @@ def check_workdir(workdir: str | os.PathLike, program_name: str) -> Path:
   path = Path(workdir)
   if path.exists() and not path.is_dir():
     raise ValueError(f"--workdir={workdir} is a file; name a folder.")
-  if not path.is_dir() or not any(path.iterdir()):
+  if not path.is_dir() or not any(entry.name != lock.NAME for entry in path.iterdir()):
     return path
   flags_file = path / FLAGS_FILE
   first = flags_file.read_text().partition("\n")[0] if flags_file.is_file() else ""
@@ -42,26 +43,36 @@ class RunLog:
   workdir: Path
   program: str
   started: float  # time.time() at the start
+  held: lock.Lock  # no other run writes into the folder
 
   @classmethod
-  def start(cls, workdir: str | os.PathLike, program_name: str) -> "RunLog":
-    """Makes the folder, writes flags.txt, empties metrics.jsonl and removes an old summary.
+  def start(cls, workdir: str | os.PathLike, program_name: str, kept: int = 0) -> "RunLog":
+    """Makes the folder, writes flags.txt, and removes an old summary and old metrics: all but the
+    lines of the first `kept` iterations, where a run goes on.
 
-    Raises `program.Mistake` where `check_workdir` refuses.
+    Raises `program.Mistake` where `check_workdir` refuses, or another run uses the folder.
     """
     with program.mistakes():
       path = check_workdir(workdir, program_name)
       path.mkdir(parents=True, exist_ok=True)
-      (path / FLAGS_FILE).write_text(program.flag_file(program_name))
-    (path / METRICS_FILE).write_text("")
+      held = lock.Lock(path, "--workdir")
+      write_text(path / FLAGS_FILE, program.flag_file(program_name))
     (path / SUMMARY_FILE).unlink(missing_ok=True)
-    return cls(path, program_name, time.time())
+    lines = read_metrics(path) if kept and (path / METRICS_FILE).is_file() else []
+    lines = [line for line in lines if line.get("iteration", kept) < kept]
+    write_text(path / METRICS_FILE, "".join(json.dumps(line) + "\n" for line in lines))
+    return cls(path, program_name, time.time(), held)
 
   def metric(self, **values: Any) -> None:
     """Appends one line to metrics.jsonl; arrays become lists, numbers that are not finite null."""
     line = json.dumps({"seconds": round(time.time() - self.started, 3), **_plain(values)})
     with open(self.workdir / METRICS_FILE, "a") as file:
       file.write(line + "\n")
+
+  def sync(self) -> None:
+    """Forces the metrics to the disk, so that a commit finds what led to it."""
+    with open(self.workdir / METRICS_FILE, "a") as file:
+      os.fsync(file.fileno())
 
   def finish(self, summary: dict[str, Any], closing: str = "done") -> None:
     """Writes summary.json in one piece and prints the closing line.
@@ -74,20 +85,26 @@ class RunLog:
       "run_seconds": time.time() - self.started,
     }
     write_json(self.workdir / SUMMARY_FILE, common | summary)
+    self.held.release()
     print(f"{self.program}: {closing}; see {self.workdir / SUMMARY_FILE}", flush=True)
 
 
 def write_json(path: Path, value: Any) -> None:
   """Writes JSON beside `path` and renames it into place, so that no reader sees half a file."""
+  write_text(path, json.dumps(_plain(value), indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+  """As `write_json`."""
   beside = path.with_name(path.name + ".tmp")
-  beside.write_text(json.dumps(_plain(value), indent=2) + "\n")
+  beside.write_text(text)
   beside.replace(path)
 
 
 def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
-  """The lines of a run's metrics.jsonl."""
-  text = (Path(workdir) / METRICS_FILE).read_text()
-  return [json.loads(line) for line in text.splitlines()]
+  """The lines of a run's metrics.jsonl, but for a last one that a killed run left unfinished."""
+  lines = (Path(workdir) / METRICS_FILE).read_text().split("\n")[:-1]
+  return [json.loads(line) for line in lines]
 
 
 def read_summary(workdir: str | os.PathLike) -> dict[str, Any]:

@@ -3,8 +3,8 @@
     python -m experiments.train --model=bytes-3m --schedule=vertical --iterations=100 \
         --host_memory_budget=24MiB --workdir=runs/first
 
-Writes flags.txt, metrics.jsonl (one line an iteration), timeline.json (for Perfetto), summary.json,
-and the trained model under checkpoint/.
+Writes flags.txt, metrics.jsonl (one line an iteration), timeline.json and simulated_timeline.json
+(for Perfetto), timeline.png (both of them), summary.json, and the trained model under checkpoint/.
 """
 
 import dataclasses
@@ -23,19 +23,20 @@ from absl import flags
 from tqdm import tqdm
 
 from experiments import data, program, train_report
-from experiments.run_log import RunLog, check_workdir
+from experiments.run_log import RunLog, check_workdir, read_metrics
+from experiments.stopping import Stop, failures
 from models.config import PRESETS
 from models.transformer import Transformer
 from models.weights import checkpoint
-from offload import optimizers
+from offload import manifest, optimizers, snapshot
 from offload.budget import budgets
 from offload.feed import Batch
 from offload.layout import Layout
 from offload.passes import NonFiniteGradientError
 from offload.programs import Programs, Shape
-from offload.result import Iteration
+from offload.result import Iteration, Result
 from offload.sizes import sizes_of
-from offload.store import Store, check_vacant
+from offload.store import Store
 from offload.streamer import Settings, Streamer
 from offload.transport import TRANSPORTS
 from offload.update import Updater
@@ -43,7 +44,7 @@ from offload.verdict import UNSCALED, LossScale
 from schedules import registry
 from schedules.check import check_schedule
 from schedules.placement import Budgets, place
-from schedules.pools import Sizes
+from schedules.pools import Pools, Sizes
 from schedules.replay import check_derived
 from schedules.steps import Tier, Work
 from schedules.whole_step import with_whole_step
@@ -86,12 +87,22 @@ program.DEFINE_size("host_memory_budget", None, "Bytes of host memory for buffer
 program.DEFINE_size("device_memory_budget", None, "Bytes of device memory (most of it).")
 flags.DEFINE_string("store", None, "Folder on SSD for what streams (<workdir>/store).")
 flags.DEFINE_bool("direct_io", False, "Read and write the store past the page cache.")
+flags.DEFINE_integer(
+  "commit_every", 100, "Iterations between commits, from which a killed run resumes; 0: none.", 0
+)
+_positive("keep", 1, "Commits that the store keeps.")
+flags.DEFINE_bool("verify_reads", False, "Hold whatever is read from SSD against its checksum.")
 flags.DEFINE_bool("overlap", True, "Run the queues at the same time; off: strictly in list order.")
 flags.DEFINE_integer("evaluation_batches", 8, "Held-out micro-batches at the end.", lower_bound=0)
 flags.DEFINE_bool("dry_run", False, "Print steps, bytes and peaks of the run, and touch nothing.")
 
 
 _SECONDS_BETWEEN_LINES = 10
+_CONFIGURATION = (  # what decides the trained bits: a run goes on only with the same
+  *("model", "data", "seed", "schedule", "micro_batches", "micro_batch_size", "sequence_length"),
+  *("position_span", "iterations", "optimizer", "learning_rate", "warmup", "weight_decay"),
+  *("clip_norm", "parameter_dtype", "loss_scale", "loss_scale_interval"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +118,7 @@ class Plan:
   corpus: data.Corpus
   workdir: pathlib.Path
   store: pathlib.Path
+  done: int  # iterations of the store's last commit
 
   def batch(self, iteration: int, micro_batch: int) -> Batch:
     """Of the training text, its positions spread over --position_span."""
@@ -146,7 +158,7 @@ def check() -> Plan:
   work = with_whole_step(schedule, work)
   if not math.isfinite(FLAGS.learning_rate + FLAGS.weight_decay):
     raise ValueError("--learning_rate and --weight_decay must be finite numbers.")
-  workdir, store = _folders()
+  workdir, store, done = _folders()
   corpus = data.load_corpus(FLAGS.data)
   for part in (corpus.train, corpus.heldout):
     data.check_length(part, FLAGS.sequence_length)
@@ -162,12 +174,12 @@ def check() -> Plan:
   pools = place(schedule, work, sizes, limits, model.dtype == jnp.float32)
   check_derived(schedule, work, pools)
   if not FLAGS.dry_run:
-    _check_disk(store, pools.peak_bytes(work)[Tier.SSD])
+    _check_disk(store, pools, work)
   settings = Settings(
     *(schedule, work, pools, optimizer, FLAGS.seed),
-    *(FLAGS.transport, FLAGS.overlap, FLAGS.clip_norm, _loss_scale()),
+    *(FLAGS.transport, FLAGS.overlap, FLAGS.verify_reads, FLAGS.clip_norm, _loss_scale()),
   )
-  return Plan(model, layout, sizes, shape, limits, settings, corpus, workdir, store)
+  return Plan(model, layout, sizes, shape, limits, settings, corpus, workdir, store, done)
 
 
 def main(plan: Plan) -> None:
@@ -177,35 +189,89 @@ def main(plan: Plan) -> None:
   programs = Programs(plan.model, plan.layout, plan.shape)
   plan = _beside(programs, plan)
   print(train_report.describe(plan.settings, FLAGS.iterations), flush=True)
-  log = RunLog.start(plan.workdir, "train")
   bigram_bits = data.bigram_bits(plan.corpus)
+  log = RunLog.start(plan.workdir, "train", kept=plan.done)
   with program.mistakes():
-    store = Store(plan.store, {"format": 1, "units": plan.model.units}, direct_io=FLAGS.direct_io)
-  streamer = Streamer(
-    *(plan.model, plan.layout, programs, plan.settings),
-    plan.batch,
-    store,
-  )
-  profile = streamer.probe()
-  with tqdm(total=FLAGS.iterations, unit="it", desc=FLAGS.schedule, disable=None) as bar:
-    try:
-      result = streamer.run(0, FLAGS.iterations, _progress(log, bar))
-    except NonFiniteGradientError as error:
-      raise program.Mistake(str(error)) from error
-  bits = _heldout_bits(plan, streamer)
-  checkpoint.save(plan.workdir / "checkpoint", plan.model.config, _parameters(plan, streamer))
-  peaks = streamer.peak_bytes | {"device": programs.reserved_bytes}
-  summary = train_report.summary(plan.settings, profile, result, peaks, _tokens())
+    store = Store(plan.store, _configuration(), direct_io=FLAGS.direct_io)
+  run = _Run(plan, programs, log, store)
+  with failures(run.advice):
+    run.start()
+    profile = run.streamer.probe()
+    cpu_seconds = time.process_time()
+    result = run.train()
+    cpu_seconds = time.process_time() - cpu_seconds
+    bits = _heldout_bits(plan, run.streamer)
+    _save(plan, run.streamer)
+  peaks = run.streamer.peak_bytes | {"device": programs.reserved_bytes}
+  summary = train_report.summary(plan.settings, profile, result, peaks, cpu_seconds, _tokens())
+  lines = read_metrics(plan.workdir)
+  summary |= {"losses": [line["loss"] for line in lines]}
+  summary |= {"skipped_steps": sum(line["skipped"] for line in lines)}
+  summary |= {"resumed_at": plan.done, "commits": run.commits}
   summary["heldout_bits_per_byte"] = bits
   summary["bigram_bits_per_byte"] = bigram_bits
-  train_report.write_timeline(plan.workdir / "timeline.json", result.spans)
-  streamer.close()
-  print(train_report.queues_table(summary))
+  if result.losses:  # a run killed at its very end has nothing left to train
+    train_report.write_timelines(plan.workdir, plan.settings, profile, result)
+    print(train_report.queues_table(summary))
   log.finish(
     summary,
-    f"loss {result.losses[-1]:.4f} after {FLAGS.iterations} iterations, "
+    f"loss {summary['losses'][-1]:.4f} after {FLAGS.iterations} iterations, "
     f"{summary['tokens_per_second']:,.0f} tokens/s",
   )
+  run.streamer.remove()
+
+
+class _Run:
+  """Trains in stretches that end in commits."""
+
+  def __init__(self, plan: Plan, programs: Programs, log: RunLog, store: Store):
+    self._plan, self._programs, self._log, self._store = plan, programs, log, store
+    self._stop, self._last = Stop(), plan.done
+    self.commits = {"bytes": 0, "predicted_bytes": 0, "seconds": []}
+    self.streamer: Streamer
+
+  def start(self) -> None:
+    plan = self._plan
+    self.streamer = Streamer(
+      *(plan.model, plan.layout, self._programs, plan.settings),
+      *(plan.batch, self._store),
+    )
+    if plan.done:
+      print(f"Goes on after iteration {plan.done}, from the commit in {plan.store}.", flush=True)
+
+  def train(self) -> Result:
+    result, streamer = Result.none(), self.streamer
+    with tqdm(
+      total=FLAGS.iterations, initial=streamer.iteration, unit="it", desc=FLAGS.schedule,
+      disable=None,
+    ) as bar:  # fmt: skip
+      while streamer.iteration < FLAGS.iterations and not self._stop():
+        count = FLAGS.iterations - streamer.iteration
+        count = min(FLAGS.commit_every or count, count)
+        tell, commits = _progress(self._log, bar), FLAGS.commit_every > 0
+        try:
+          result = result.then(streamer.run(count, tell, stop=self._stop, commits=commits))
+        except NonFiniteGradientError as error:
+          raise program.Failure(f"{error} {self.advice()}") from error
+        if commits or self._stop():
+          self._commit()
+    if self._stop():
+      self._stop.exit(f"stopped after iteration {streamer.iteration}; {self.advice()}")
+    return result
+
+  def advice(self) -> str:
+    """What a user can do after an end before the end."""
+    if not self._last:
+      return "Nothing is committed: the same command begins anew."
+    return f"The same command goes on after iteration {self._last}, the last that is committed."
+
+  def _commit(self) -> None:
+    self._log.sync()
+    start = time.perf_counter()
+    self.commits["predicted_bytes"] += self.streamer.commit_bytes
+    self.commits["bytes"] += self.streamer.commit(FLAGS.keep)
+    self.commits["seconds"].append(time.perf_counter() - start)
+    self._last = self.streamer.iteration
 
 
 def _tokens() -> int:
@@ -213,27 +279,39 @@ def _tokens() -> int:
   return FLAGS.micro_batches * FLAGS.micro_batch_size * FLAGS.sequence_length
 
 
-def _folders() -> tuple[pathlib.Path, pathlib.Path]:
-  """The work folder and the store's; a dry run leaves both alone, so they may be anything."""
+def _configuration() -> dict[str, Any]:
+  return {name: FLAGS[name].value for name in _CONFIGURATION}
+
+
+def _folders() -> tuple[pathlib.Path, pathlib.Path, int]:
+  """The work folder and the store's, and the iterations that the store's run has behind it; a dry
+  run leaves both alone, so they may be anything."""
   workdir = pathlib.Path(program.workdir())
   store = pathlib.Path(FLAGS.store or workdir / "store")
   if FLAGS.dry_run:
-    return workdir, store
+    return workdir, store, 0
   if workdir.absolute().is_relative_to(store.absolute()):
     raise ValueError(f"--store={store} holds --workdir={workdir}: name a folder of its own.")
   check_workdir(workdir, "train")
-  check_vacant(store)
-  checkpoint.check_vacant(workdir / "checkpoint")
-  return workdir, store
+  found = manifest.check(store, _configuration())
+  commits = snapshot.all_of(store) if found else []
+  done = commits[-1].iteration if commits else 0
+  if done < FLAGS.iterations:  # a run that was killed at its very end has left a checkpoint
+    checkpoint.check_vacant(workdir / "checkpoint")
+  return workdir, store, done
 
 
-def _check_disk(store: pathlib.Path, needed: int) -> None:
+def _check_disk(store: pathlib.Path, pools: Pools, work: Work) -> None:
+  needed = pools.peak_bytes(work)[Tier.SSD]
+  if FLAGS.commit_every:
+    needed = pools.disk_bytes(work, FLAGS.keep)
   there = next(folder for folder in (store, *store.absolute().parents) if folder.is_dir())
-  free = shutil.disk_usage(there).free
+  held = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
+  free = shutil.disk_usage(there).free + held
   if needed > free:
     raise ValueError(
       f"--store={store} has {free} bytes free, and the run may take {needed}: free some, name a "
-      "folder on a larger disk, or raise --host_memory_budget."
+      "folder on a larger disk, raise --host_memory_budget, or set --commit_every=0."
     )
 
 
@@ -255,29 +333,29 @@ def _optimizer() -> Any:
 
 
 def _loss_scale() -> LossScale:
-  if FLAGS.parameter_dtype != "float16":
-    for name in ("loss_scale", "loss_scale_interval"):
-      if FLAGS[name].present:
-        raise ValueError(f"--{name} is for --parameter_dtype=float16: leave it out.")
-    return UNSCALED
-  return LossScale(FLAGS.loss_scale, FLAGS.loss_scale_interval)
+  if FLAGS.parameter_dtype == "float16":
+    return LossScale(FLAGS.loss_scale, FLAGS.loss_scale_interval)
+  for name in ("loss_scale", "loss_scale_interval"):
+    if FLAGS[name].value != FLAGS[name].default:
+      raise ValueError(f"--{name} is for --parameter_dtype=float16: leave it out.")
+  return UNSCALED
 
 
 def _progress(log: RunLog, bar: tqdm) -> Callable[[Iteration], None]:
   told = time.monotonic()
 
-  def tell(iteration: Iteration) -> None:
+  def tell(known: Iteration) -> None:
     nonlocal told
-    number, loss, norm, skipped, loss_scale = iteration
+    iteration, loss, norm, skipped, loss_scale = known
     values = {"loss": loss, "bits": loss / math.log(2), "tokens": _tokens()}
     values |= {"gradient_norm": norm, "skipped": skipped}
     if FLAGS.parameter_dtype == "float16":
       values["loss_scale"] = loss_scale
-    log.metric(iteration=number, **values)
+    log.metric(iteration=iteration, **values)
     bar.update()
     if bar.disable and time.monotonic() - told > _SECONDS_BETWEEN_LINES:  # no terminal: lines
       told = time.monotonic()
-      print(f"iteration {number + 1} of {FLAGS.iterations}: loss {loss:.3f}", flush=True)
+      print(f"iteration {iteration + 1} of {FLAGS.iterations}: loss {loss:.3f}", flush=True)
     rate = bar.format_dict["rate"] or 0.0
     bar.set_postfix_str(f"loss {loss:.3f}, {rate * _tokens():,.0f} tokens/s", refresh=False)
 
@@ -292,9 +370,18 @@ def _heldout_bits(plan: Plan, streamer: Streamer) -> float | None:
   return streamer.evaluate(map(plan.heldout_batch, range(count))) / math.log(2)
 
 
-def _parameters(plan: Plan, streamer: Streamer) -> Any:
+def _save(plan: Plan, streamer: Streamer) -> None:
+  """Saves the trained model beside its place and renames it, so that no half of it is taken for
+  the whole."""
+  folder = plan.workdir / "checkpoint"
+  if folder.exists():
+    return
+  beside = plan.workdir / "checkpoint.partial"
+  shutil.rmtree(beside, ignore_errors=True)
   units = tuple(streamer.unit_parameters(u) for u in range(plan.model.units))
-  return {"resident": streamer.resident_parameters, "units": units}
+  parameters = {"resident": streamer.resident_parameters, "units": units}
+  checkpoint.save(beside, plan.model.config, parameters)
+  beside.rename(folder)
 
 
 if __name__ == "__main__":

@@ -7,16 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from offload.executor import Span
+from offload.executor import NOTED, Span
+from offload.probe import cores
 from offload.result import Result
 from offload.streamer import Settings
 from schedules.iterations import iterations
 from schedules.pools import CUT, Pools
 from schedules.residency import derive
 from schedules.simulate import Profile, busy_seconds, simulate
-from schedules.steps import RESIDENT_UNIT, Kind, Queue, Step, Tier
-from schedules.traffic import LINKS, count, of_run, totals
+from schedules.steps import Action, Kind, Queue, Step, Tier
+from schedules.traffic import LINKS, Traffic, count, of_run, totals
 
+STEADY = 2  # the iteration that is simulated, and drawn: the first that begins as all later ones do
 _NAMES = {
   Queue.SSD_READ: "ssd_read",
   Queue.SSD_WRITE: "ssd_written",
@@ -66,28 +68,31 @@ def summary(
   profile: Profile,
   result: Result,
   peaks: dict[str, int],
+  cpu_seconds: float,
   tokens: int,
 ) -> dict[str, Any]:
   """The fields of train's summary.json that the run itself knows.
 
   `peaks` has the bytes made on host and SSD, and on the device those beside the pools; `tokens` are
-  those of an iteration.
+  those of an iteration; `cpu_seconds` those of all of this process's threads while it trained.
   """
   work = settings.work
-  predicted = of_run(settings.schedule, work, settings.pools, len(result.losses))
+  predicted = _predicted(settings, result.stretches)
   device = settings.pools.peak_bytes(work)[Tier.DEVICE] + peaks["device"]
-  seconds, bound = predicted_seconds(settings, profile)
+  simulated, resources = _forecast(settings, profile)
+  begin, end = window(simulated)
   return {
-    "losses": result.losses,
     "seconds_per_iteration": result.seconds,
-    "skipped_steps": result.skipped,
     "accumulation_dtype": "float32",
-    "tokens_per_second": tokens * len(result.seconds) / sum(result.seconds),
+    "tokens_per_second": tokens * len(result.seconds) / max(sum(result.seconds), 1e-9),
     "bytes": _by_link({link: sum(result.moved[link].values()) for link in LINKS}),
     "predicted_bytes": _by_link(totals(predicted)),
     "bytes_by_kind": {_NAMES[link]: dict(kinds) for link, kinds in result.moved.items()},
-    "predicted_seconds_per_iteration": seconds,
-    "bound_seconds_per_iteration": bound,
+    "predicted_seconds_per_iteration": end - begin,
+    "bound_seconds_per_iteration": max(resources.values()),
+    "resource_seconds": resources,
+    "cpu_seconds": cpu_seconds,
+    "cores": cores(),
     "peak_bytes": {**peaks, "device": device},
     "optimizer_state_bytes": settings.pools.sizes.bytes(Kind.STATES) * work.units,
     "homes": homes_of(settings.pools),
@@ -96,39 +101,78 @@ def summary(
   }
 
 
-def predicted_seconds(settings: Settings, profile: Profile) -> tuple[float, float]:
-  """Seconds of a steady iteration, simulated, and of its busiest queue alone."""
-  work = settings.work
-  steps = steps_of(settings, 0, 4)
-  ends = [
-    span.stop
-    for span in simulate(steps, profile, work, settings.pools)
-    if span.step.computation is not None and span.step.computation.unit == RESIDENT_UNIT
+def _predicted(settings: Settings, stretches: list[int]) -> Traffic:
+  """Bytes of a run whose stretches each begin with nothing in flight."""
+  work, pools = settings.work, settings.pools
+  runs = [of_run(settings.schedule, work, pools, n) for n in stretches]
+  return {
+    link: {kind: sum(run[link].get(kind, 0) for run in runs) for kind in Kind} for link in LINKS
+  }
+
+
+def _forecast(settings: Settings, profile: Profile) -> tuple[list[Span], dict[str, float]]:
+  """The first iterations, simulated; and the seconds of work of each resource in a steady one."""
+  work, pools = settings.work, settings.pools
+  steps = steps_of(settings, 0, NOTED)
+  spans = [
+    Span(s.step.queue, str(s.step), s.step.iteration, s.start, s.stop)
+    for s in simulate(steps, profile, work, pools)
   ]
-  busy = busy_seconds((s for s in steps if s.iteration == 1), profile, work, settings.pools)
-  return ends[2] - ends[1], max(busy.values())
+  busy = busy_seconds((s for s in steps if s.iteration == STEADY), profile, work, pools)
+  return spans, busy
+
+
+def window(spans: list[Span]) -> tuple[float, float]:
+  """Begin and end of a steady iteration of a timeline, or of its last one if it is short.
+
+  An iteration ends when the resident parameters have been updated.
+  """
+  ends = sorted(s.stop for s in spans if s.name.startswith(f"{Action.UPDATE}(resident"))
+  last = min(STEADY, len(ends) - 1)
+  return ends[last - 1] if last else min(s.start for s in spans), ends[last]
 
 
 def queues_table(summary: dict[str, Any]) -> str:
-  """Busy and waiting seconds of each queue, the bottleneck marked."""
+  """Busy and waiting seconds of each queue, and of the cores that they share; the bottleneck.
+
+  A queue that waits for a core counts as busy, so the bottleneck is the resource that has most to
+  do by what each step takes alone.
+  """
   total = sum(summary["seconds_per_iteration"])
-  busy = summary["busy_seconds"]
+  cores = summary["cpu_seconds"] / summary["cores"]
+  busy = summary["busy_seconds"] | {f"{summary['cores']} cores": cores}
   rows = [
-    f"  {queue:15}{seconds:9.2f} s busy{total - seconds:9.2f} s waiting"
-    + ("   <- bottleneck" if seconds == max(busy.values()) else "")
-    for queue, seconds in busy.items()
+    f"  {name:15}{seconds:9.2f} s busy{max(total - seconds, 0.0):9.2f} s waiting"
+    for name, seconds in busy.items()
   ]
   predicted = summary["predicted_seconds_per_iteration"]
   median = float(np.median(summary["seconds_per_iteration"]))
-  head = (
-    f"Median iteration {median:.3f} s; predicted {predicted:.3f} s, "
-    f"bound {summary['bound_seconds_per_iteration']:.3f} s. Over all {total:.1f} s:"
-  )
-  return "\n".join([head, *rows])
+  head = f"Median iteration {median:.3f} s, predicted {predicted:.3f} s. Over all {total:.1f} s:"
+  resources = sorted(summary["resource_seconds"].items(), key=lambda item: -item[1])
+  foot = "  bottleneck: " + ", then ".join(f"{n} ({s:.3f} s)" for n, s in resources[:3])
+  return "\n".join([head, *rows, f"{foot} of an iteration, by what each step takes alone."])
 
 
-def write_timeline(path: pathlib.Path, spans: list[Span]) -> None:
-  """A Chrome trace of the first iterations, one row a queue; Perfetto opens it."""
+def write_timelines(
+  folder: pathlib.Path, settings: Settings, profile: Profile, result: Result
+) -> None:
+  """timeline.json and simulated_timeline.json, Chrome traces of the first iterations for Perfetto;
+  timeline.png, a steady iteration of both on one time axis."""
+  from experiments.report import gantt  # not above: programs check flags before they pay for it
+
+  panels = []
+  timelines = {"timeline": result.spans, "simulated_timeline": _forecast(settings, profile)[0]}
+  for name, spans in timelines.items():
+    events = _trace(spans)
+    (folder / f"{name}.json").write_text(json.dumps({"traceEvents": events}) + "\n")
+    begin, end = window(spans)
+    how = "simulated" if name.startswith("simulated") else "measured"
+    panels.append(gantt.Panel(f"{how}: {end - begin:.3f} s", events, begin, end - begin))
+  gantt.gantt(folder / "timeline.png", panels)
+
+
+def _trace(spans: list[Span]) -> list[dict[str, Any]]:
+  """Chrome trace events, one row a queue."""
   rows = {queue: i for i, queue in enumerate(Queue)}
   events: list[dict[str, Any]] = [
     {"name": "thread_name", "ph": "M", "pid": 0, "tid": i, "args": {"name": queue.value}}
@@ -146,7 +190,7 @@ def write_timeline(path: pathlib.Path, spans: list[Span]) -> None:
     }
     for span in spans
   ]
-  path.write_text(json.dumps({"traceEvents": events}) + "\n")
+  return events
 
 
 def _by_link(moved: dict[Queue, int]) -> dict[str, int]:

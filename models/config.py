@@ -86,7 +86,7 @@ _QWEN3 = {"rope_theta": 1e6, "norm_epsilon": 1e-6, "qk_norm": True}
 PRESETS = {
   "bytes-tiny": _bytes("llama", layers=3, width=32, heads=2),
   "bytes-retrieval": ModelConfig(  # 1.05M parameters, most of its decoding time in attention
-    "llama", 4, 128, 4, 4, 64, 320, 256, 32_768, rope_theta=1e5, tied_embeddings=True
+    "llama", 4, 128, 4, 4, 64, 320, 256, 32_768, rope_theta=1e6, tied_embeddings=True
   ),
   "bytes-3m": _bytes("llama", layers=4, width=256, heads=8),
   "bytes-10m": _bytes("llama", layers=6, width=384, heads=8),

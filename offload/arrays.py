@@ -7,7 +7,8 @@ import numpy as np
 
 from offload.buffers import aligned
 from offload.cuts import Cuts, Run
-from offload.store import Store
+from offload.generations import Generations
+from offload.snapshot import Record
 from schedules.pools import CUT
 from schedules.steps import Access, Kind, Object, Slice, Tier
 
@@ -36,41 +37,30 @@ class HostSpecs:
 
 
 class Arrays:
-  """Objects in a store: one array for each slice of a unit's vectors, by kind or state's name.
+  """Objects on SSD: one array for each slice of a unit's vectors, by kind or state's name.
 
   An array is made when it is first written, so that what never spills leaves no file.
   """
 
-  def __init__(self, store: Store, cuts: Cuts, states: list[str]):
-    self._store, self._cuts, self._states = store, cuts, states
-    self._made: set[str] = set()
+  def __init__(self, generations: Generations, cuts: Cuts, states: list[str]):
+    self._generations, self._cuts, self._states = generations, cuts, states
 
   def read(self, item: Object, slices: tuple[Slice, ...], buffer: np.ndarray) -> int:
     """Fills slices of a host buffer; returns bytes."""
-    return self._store.read(self._pieces(item, slices, buffer))
+    return self._generations.read(self._pieces(item, slices, buffer))
 
-  def write(self, item: Object, slices: tuple[Slice, ...], buffer: np.ndarray) -> int:
+  def write(
+    self, item: Object, slices: tuple[Slice, ...], buffer: np.ndarray, *, checksum: bool = False
+  ) -> int:
     """Writes slices of a host buffer; returns bytes, once they are on the disk."""
-    pieces = self._pieces(item, slices, buffer)
-    for name, piece in pieces.items():
-      if name not in self._made:
-        self._store.create(name, piece.size, piece.dtype)
-        self._made.add(name)
-    return self._store.write(pieces)
+    return self._generations.write(self._pieces(item, slices, buffer), checksum=checksum)
 
-  @property
-  def bytes(self) -> int:
-    return self._store.bytes
-
-  def remove(self, item: Object, slices: tuple[Slice, ...]) -> None:
-    """Removes an object's arrays from the disk."""
-    for name in self._pieces(item, slices, np.zeros((len(self._states), 0))):
-      self._store.remove(name)
-      self._made.discard(name)
-
-  def close(self) -> None:
-    """Removes the store."""
-    self._store.close()
+  def records(
+    self, item: Object, slices: tuple[Slice, ...], buffer: np.ndarray
+  ) -> dict[str, Record]:
+    """What a commit notes of slices; the buffer tells their dtype alone."""
+    names = self._pieces(item, slices, buffer)
+    return {name: self._generations.record(name, buffer.dtype) for name in names}
 
   def _pieces(
     self, item: Object, slices: tuple[Slice, ...], buffer: np.ndarray
@@ -80,7 +70,7 @@ class Arrays:
     rows = zip(self._states, buffer, strict=True) if item.kind is Kind.STATES else None
     named = list(rows) if rows is not None else [(str(item.kind), buffer)]
     return {
-      f"units/{item.unit}/{name}.{piece.part}": self._cuts.view(item.kind, piece, row)
+      f"units/{item.unit}/{name}.{piece.part}.{piece.home}": self._cuts.view(item.kind, piece, row)
       for name, row in named
       for piece in slices
     }

@@ -2,12 +2,11 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from schedules.pools import CUT, Pools
 from schedules.steps import Kind, Slice, Tier
 
 
@@ -30,14 +29,17 @@ class _Piece:
 
 
 class Cuts:
-  """A host buffer holds the slices of one kind that have one home, side by side."""
+  """A host buffer holds the slices of one kind that have one home, side by side.
 
-  def __init__(self, pools: Pools):
+  `vectors` are the elements of each slice, in the vector's order: those of `Pools`.
+  """
+
+  def __init__(self, vectors: Mapping[Kind, Mapping[Slice, int]]):
     self._pieces: dict[tuple[Kind, Slice], _Piece] = {}
     self._lengths: dict[tuple[Kind, Tier | None], int] = {}
-    for kind in CUT:
+    for kind in vectors:
       start = 0
-      for piece, elements in pools.vectors[kind].items():
+      for piece, elements in vectors[kind].items():
         offset = self._lengths.get((kind, piece.home), 0)
         self._pieces[kind, piece] = _Piece(start, start + elements, offset)
         self._lengths[kind, piece.home] = offset + elements
@@ -55,6 +57,11 @@ class Cuts:
   def start(self, kind: Kind, piece: Slice) -> int:
     """First element of a slice in the vector."""
     return self._pieces[kind, piece].start
+
+  def streamed(self, kind: Kind, vector: np.ndarray) -> np.ndarray:
+    """Of a whole vector, what a ring's buffer holds: the slices on SSD, which lie side by side."""
+    at = [p.start for (k, piece), p in self._pieces.items() if (k, piece.home) == (kind, Tier.SSD)]
+    return vector[..., min(at) : min(at) + self.length(kind, Tier.SSD)]
 
   def runs(self, kind: Kind, slices: Iterable[Slice], buffer: np.ndarray) -> list[Run]:
     """What slices in one buffer hold of the vector; neighbours in both make one run."""

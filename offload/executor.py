@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from schedules.steps import Queue, Step
 
 _WINDOW = 4096  # steps known to the workers at one time
+NOTED = 4  # iterations that leave their spans: those of a long run would not fit in memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +38,7 @@ class Executor:
     busy: seconds of work of each queue, over all iterations.
   """
 
-  def __init__(self, perform: Callable[[Step], None], *, overlap: bool = True, noted: int = 4):
-    """`noted` iterations leave their spans; those of a long run would not fit in memory."""
+  def __init__(self, perform: Callable[[Step], None], *, overlap: bool = True, noted: int = NOTED):
     self._perform, self._noted = perform, noted
     self._overlap = overlap
     self._began = time.perf_counter()

@@ -43,10 +43,11 @@ def probe(
   transport: Transport,
   specs: HostSpecs,
   store: Store,
+  iteration: int,
 ) -> Profile:
   """A profile from the median of a few calls each, on buffers of the run's own sizes.
 
-  What it writes to SSD are arrays of its own, which it removes.
+  What it writes to SSD are arrays of its own, which it removes. `iteration` is the one to come.
   """
   kinds = (Kind.PARAMETERS, Kind.STATES, Kind.GRADIENTS)
   vectors = {kind: specs.vector(kind, layout.elements) for kind in kinds}
@@ -57,7 +58,7 @@ def probe(
   calls: dict[Queue, Call] = {
     Queue.HOST_TO_DEVICE: lambda: transport.up(views),
     Queue.DEVICE_TO_HOST: lambda: transport.down(gradients, layout.views(vectors[Kind.GRADIENTS])),
-    Queue.HOST_UPDATE: lambda: updater.apply(0, *vectors.values(), decayed=layout.decayed),
+    Queue.HOST_UPDATE: lambda: updater.apply(iteration, *vectors.values(), decayed=layout.decayed),
   }
   device = [_cost(call) for call in computations]
   costs = {queue: _cost(call) for queue, call in calls.items()}
@@ -71,9 +72,9 @@ def probe(
     busy = sum(c.seconds * c.cores for c in device) / sum(c.seconds for c in device)
     costs[Queue.DEVICE] = _Cost(device[1].seconds, busy)
     calls[Queue.DEVICE] = computations[1]
-  cores = _shared("cores", _cores(), costs, calls, (Queue.DEVICE, Queue.HOST_UPDATE))
+  processor = _shared("cores", cores(), costs, calls, (Queue.DEVICE, Queue.HOST_UPDATE))
   forward, backward, last = (cost.seconds for cost in device)
-  return Profile(forward, backward, last, rates, (cores, disk), latencies)
+  return Profile(forward, backward, last, rates, (processor, disk), latencies)
 
 
 def _computations(programs: Programs, resident: Any, unit: Any) -> tuple[Call, Call, Call]:
@@ -165,7 +166,8 @@ def _step_seconds() -> float:
   return (time.perf_counter() - start) / _STEPS
 
 
-def _cores() -> int:
+def cores() -> int:
+  """Those that this process may use."""
   return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from offload.device_slots import DeviceSlots
@@ -37,6 +38,18 @@ class Resident:
   def bytes(self) -> int:
     trees = (self._masters, self._state, self.parameters)
     return sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
+
+  def leaves(self) -> list[np.ndarray]:
+    """Copies of all that a commit has to hold, as flat arrays."""
+    trees = (self._masters, self._state)
+    return [np.array(leaf).reshape(-1) for leaf in jax.tree.leaves(trees)]
+
+  def restore(self, leaves: list[np.ndarray]) -> None:
+    """Takes up what `leaves` gave."""
+    old, treedef = jax.tree.flatten((self._masters, self._state))
+    new = [jnp.array(leaf.reshape(like.shape)) for leaf, like in zip(leaves, old, strict=True)]
+    self._masters, self._state = jax.tree.unflatten(treedef, new)
+    self.parameters = self._cast(self._masters)
 
   def step(self, gradients: Tree) -> None:
     """Applies the gradients of all resident parameters (`gradients_of`)."""

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from offload.executor import Span
 from schedules.steps import Kind, Queue
+from schedules.traffic import LINKS
 
 
 class Iteration(NamedTuple):
@@ -30,6 +31,7 @@ class Result:
     moved: bytes by link and kind, counted as they moved.
     spans: the steps of the first iterations, in seconds since the run began.
     busy: seconds of work of each queue.
+    stretches: iterations of each call that the result is of; nothing is in flight between them.
   """
 
   iterations: list[Iteration]
@@ -37,12 +39,27 @@ class Result:
   moved: dict[Queue, dict[Kind, int]]
   spans: list[Span]
   busy: dict[Queue, float]
+  stretches: list[int]
+
+  @classmethod
+  def none(cls) -> "Result":
+    return cls([], [], {link: {} for link in LINKS}, [], dict.fromkeys(Queue, 0.0), [])
+
+  def then(self, later: "Result") -> "Result":
+    """Two stretches of a run as one; spans are the first's."""
+    moved = {
+      link: {kind: kinds.get(kind, 0) + later.moved[link].get(kind, 0) for kind in Kind}
+      for link, kinds in self.moved.items()
+    }
+    return Result(
+      self.iterations + later.iterations,
+      self.seconds + later.seconds,
+      {link: {k: n for k, n in kinds.items() if n} for link, kinds in moved.items()},
+      self.spans or later.spans,
+      {queue: seconds + later.busy[queue] for queue, seconds in self.busy.items()},
+      self.stretches + later.stretches,
+    )
 
   @property
   def losses(self) -> list[float]:
     return [iteration.loss for iteration in self.iterations]
-
-  @property
-  def skipped(self) -> int:
-    """Steps that were skipped."""
-    return sum(iteration.skipped for iteration in self.iterations)

@@ -9,15 +9,18 @@ to a new file each time, whatever its mode, and comes to half of the disk's spee
 
 import json
 import pathlib
+import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import tensorstore as ts
 
+from offload import lock, manifest, snapshot
 from offload.block_files import BLOCK, BlockFiles, offers_direct_io, sync_folders
 
-_MANIFEST = "store.json"
 _CHUNK = "c/0"  # zarr's name for the only chunk of a flat array
+_METADATA = "zarr.json"
 
 
 class Store:
@@ -26,36 +29,49 @@ class Store:
   Nothing that the store did not create is read, changed or removed.
   """
 
-  def __init__(self, folder: pathlib.Path, description: dict[str, Any], *, direct_io: bool = False):
-    """Creates the folder.
+  def __init__(
+    self, folder: pathlib.Path, configuration: Mapping[str, Any], *, direct_io: bool = False
+  ):
+    """Opens the folder's store of this configuration, or makes a new one.
 
     Raises:
-      ValueError: the folder holds files already, or its file system has no direct I/O.
+      ValueError: the folder holds something else, another process uses it, or its file system has
+        no direct I/O.
     """
     self.folder = folder
-    check_vacant(folder)
+    found = manifest.check(folder, configuration)
     folder.mkdir(parents=True, exist_ok=True)
+    self._lock = lock.Lock(folder, "--store")
+    self._manifest = found or manifest.create(folder, configuration)
     self._arrays: dict[str, ts.KvStore] = {}
     self._spans: dict[str, int] = {}
     self._files = BlockFiles(direct_io=direct_io)
-    manifest = folder / _MANIFEST
-    manifest.write_text(json.dumps(description, indent=2) + "\n")
-    if direct_io and not offers_direct_io(manifest):
-      self.close()
+    for path in folder.rglob(_METADATA):
+      self._attach(path)
+    if direct_io and not offers_direct_io(folder / manifest.NAME):
+      (self.release if found else self.remove_all)()
       raise ValueError(
         f"--direct_io: the file system of --store={folder} does not offer it: leave it out, or name"
         " a folder on another disk."
       )
 
+  def __contains__(self, name: str) -> bool:
+    return name in self._arrays
+
+  @property
+  def names(self) -> list[str]:
+    """All arrays."""
+    return list(self._arrays)
+
   def create(self, name: str, elements: int, dtype: Any) -> None:
     """Makes an array of zeros and takes its space on the disk.
 
     Raises:
-      OSError: the disk is full; what is there of the array goes when the store is closed.
+      OSError: the disk is full; what is there of the array goes with the store.
     """
     dtype = np.dtype(dtype)
     whole = -(-max(1, elements) * dtype.itemsize // BLOCK) * BLOCK // dtype.itemsize
-    kvstore = {"driver": "file", "path": f"{self.folder / name}/"}
+    kvstore = _kvstore(self.folder / name)
     spec = {
       "driver": "zarr3",
       "kvstore": kvstore,
@@ -64,13 +80,14 @@ class Store:
         "data_type": dtype.name,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [whole]}},
         "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
+        "attributes": {"store": self._manifest.id},
       },
     }
     ts.open(spec, create=True, open=False).result()
     self._arrays[name] = ts.KvStore.open(kvstore).result()
     self._spans[name] = elements * dtype.itemsize
     chunk = self._chunk(name)
-    chunk.parent.mkdir()
+    chunk.parent.mkdir(exist_ok=True)
     self._files.allocate(chunk, whole * dtype.itemsize)
     sync_folders(chunk.parent, self.folder)
 
@@ -94,7 +111,9 @@ class Store:
     return sum(self._spans.values())
 
   def remove(self, name: str) -> None:
-    """Removes one array and the folders that it leaves empty."""
+    """Removes one array and the folders that it leaves empty; its metadata last, so that an array
+    half removed when a run is killed is still known as the store's."""
+    self._chunk(name).unlink(missing_ok=True)
     self._arrays.pop(name).delete_range(ts.KvStore.KeyRange()).result()
     del self._spans[name]
     for folder in sorted((self.folder / name).glob("**/"), reverse=True):
@@ -102,13 +121,40 @@ class Store:
     for folder in (self.folder / name).relative_to(self.folder).parents:
       _remove_if_empty(self.folder / folder)
 
-  def close(self) -> None:
-    """Removes what the store created, nothing else: its arrays, its manifest, its folder."""
-    (self.folder / _MANIFEST).unlink(missing_ok=True)
-    for name in list(self._arrays):
-      self.remove(name)
-    _remove_if_empty(self.folder)
+  def span(self, name: str) -> int:
+    """Bytes of an array."""
+    return self._spans[name]
+
+  def metadata_checksum(self, name: str) -> int:
+    """Of the array's own metadata file."""
+    return zlib.crc32((self.folder / name / _METADATA).read_bytes())
+
+  def release(self) -> None:
+    """Leaves the store as it is; another process may use it."""
     self._files.close()
+    self._lock.release()
+
+  def remove_all(self) -> None:
+    """Removes what the store made, nothing else: arrays, commits, manifest, folder."""
+    snapshot.remove(self.folder)
+    for name in self.names:
+      self.remove(name)
+    (self.folder / manifest.NAME).unlink(missing_ok=True)
+    self.release()
+    _remove_if_empty(self.folder)
+
+  def _attach(self, metadata: pathlib.Path) -> None:
+    """Takes up an array that is there, if the store made it."""
+    try:
+      fields = json.loads(metadata.read_bytes())
+      if fields["attributes"]["store"] != self._manifest.id:
+        return
+      span = fields["shape"][0] * np.dtype(fields["data_type"]).itemsize
+    except (ValueError, KeyError, TypeError, IndexError):
+      return  # not ours, or damaged: what a commit names is checked against its record
+    name = metadata.parent.relative_to(self.folder).as_posix()
+    self._arrays[name] = ts.KvStore.open(_kvstore(metadata.parent)).result()
+    self._spans[name] = span
 
   def _by_file(self, named: dict[str, np.ndarray]) -> dict[pathlib.Path, np.ndarray]:
     for name, array in named.items():
@@ -125,13 +171,5 @@ def _remove_if_empty(folder: pathlib.Path) -> None:
     folder.rmdir()
 
 
-def check_vacant(folder: pathlib.Path) -> None:
-  """Raises ValueError with a sentence where the folder cannot become a new store."""
-  if folder.exists() and not folder.is_dir():
-    raise ValueError(f"--store={folder} is a file: name a folder.")
-  if (folder / _MANIFEST).exists():
-    raise ValueError(
-      f"--store={folder} holds the state of an earlier run: name another folder, or remove it."
-    )
-  if folder.exists() and any(folder.iterdir()):
-    raise ValueError(f"--store={folder} holds files that are no store: name an empty folder.")
+def _kvstore(folder: pathlib.Path) -> dict[str, str]:
+  return {"driver": "file", "path": f"{folder}/"}

@@ -8,9 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from offload import snapshot
 from offload.actions import Actions
-from offload.arrays import Arrays, HostSlots, HostSpecs
-from offload.cuts import Cuts
 from offload.device_slots import DeviceSlots
 from offload.executor import Executor
 from offload.feed import Batch, Batches, Feed
@@ -18,8 +17,8 @@ from offload.layout import Layout
 from offload.passes import Passes
 from offload.probe import probe
 from offload.programs import Model, Programs, Where
-from offload.resident import Resident
 from offload.result import Iteration, Result
+from offload.state import State
 from offload.store import Store
 from offload.transfers import Transfers
 from offload.transport import TRANSPORTS
@@ -31,17 +30,7 @@ from schedules.pools import Pools
 from schedules.registry import Schedule
 from schedules.residency import derive
 from schedules.simulate import Profile
-from schedules.steps import (
-  RESIDENT_UNIT,
-  Access,
-  Kind,
-  Mode,
-  Object,
-  Slice,
-  Step,
-  Tier,
-  Work,
-)
+from schedules.steps import RESIDENT_UNIT, Kind, Step, Work
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +39,10 @@ class Settings:
 
   Attributes:
     clip_norm: gradients whose global norm exceeds it are scaled down to it; 0: they never are.
-    loss_scale: of float16 parameters.
+    loss_scale: of float16 parameters, at first.
 
   Raises:
-    ValueError: clipping, or a loss scale that changes, with a schedule whose steps are not whole.
+    ValueError: clipping, or a loss scale, with a schedule whose steps are not whole.
   """
 
   schedule: Schedule
@@ -63,6 +52,7 @@ class Settings:
   seed: int = 0
   transport: str = "copy"
   overlap: bool = True
+  verify_reads: bool = False
   clip_norm: float = 0.0
   loss_scale: LossScale = UNSCALED
 
@@ -83,10 +73,10 @@ class Settings:
 
 
 class Streamer:
-  """A model in training: its parameters and states on their tiers, and what moves them.
+  """A model in training and what moves it; begins anew unless the store holds a commit.
 
-  Construction writes the initial values into the store, unit by unit:
-  a model that does not fit in memory is never whole there.
+  Attributes:
+    iteration: iterations that the state has been through.
   """
 
   def __init__(
@@ -98,46 +88,55 @@ class Streamer:
     batches: Batches,
     store: Store,
   ):
+    """Raises:
+    Corrupt: the store's last commit is not as it was written; says what is not.
+    """
     self._model, self._layout, self._settings, self._batches = model, layout, settings, batches
-    self._programs = programs
+    self._programs, self._store = programs, store
     self._updater = Updater(settings.optimizer, model.dtype)
-    names = self._updater.names
     self._transport = TRANSPORTS[settings.transport]()
-    self._cuts = Cuts(settings.pools)
-    self._specs = HostSpecs(self._cuts, self._programs.boundary, names, model.dtype)
-    self._host = HostSlots(self._specs)
-    self._store, self._arrays = store, Arrays(store, self._cuts, names)
-    self._judge = Judge(settings.clip_norm, settings.loss_scale)
+    self._state = State(
+      *(model, layout, programs.boundary, self._updater, settings.work, settings.pools, store),
+      verify_reads=settings.verify_reads,
+    )
+    commits = snapshot.all_of(store.folder)
+    self.iteration = commits[-1].iteration if commits else 0
     self._in_step = False  # a run was left with some units updated and others not
-    self._resident = self._initialise(jax.random.key(settings.seed))
+    loss_scale = settings.loss_scale
+    if commits:
+      loss_scale = LossScale(**commits[-1].scalars["loss_scale"])
+      self._state.resume(commits, settings.optimizer)
+    else:
+      self._state.initialise(jax.random.key(settings.seed), settings.optimizer)
+    self._judge = Judge(settings.clip_norm, loss_scale)
 
   @property
   def peak_bytes(self) -> dict[str, int]:
     """Bytes of the host buffers and of the SSD arrays that were made."""
-    return {"host": self._host.bytes, "ssd": self._arrays.bytes}
-
-  @property
-  def loss_scale(self) -> LossScale:
-    """Of the iteration to come."""
-    return self._judge.loss_scale
+    return self._state.peak_bytes
 
   def run(
-    self, first: int, count: int, on_iteration: Callable[[Iteration], None] = lambda i: None
+    self,
+    count: int,
+    on_iteration: Callable[[Iteration], None] = lambda iteration: None,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    commits: bool = False,
   ) -> Result:
-    """Trains iterations `first` to `first + count - 1`; nothing is left pending at the end.
+    """Trains `count` further iterations; nothing is left pending at the end.
 
-    The first run begins with iteration 0, each further one where the one before has ended.
-
-    `on_iteration` hears of each iteration when its backward pass is over. A run that does not
-    return leaves the model in the middle of a step, and nothing can be asked of it any more.
+    `on_iteration` hears of each iteration when its backward pass is over. Once `stop` says so no
+    further iteration is begun. `commits` says that a commit is to follow, so that the last
+    iteration notes the checksums of what it writes. A run that does not return leaves the model in
+    the middle of a step, and nothing can be asked of it any more.
 
     Raises:
       NonFiniteGradientError: names the unit and the iteration; where `work.whole_step` holds, the
         step is skipped instead.
     """
     self._check_whole()
-    s = self._settings
-    actions = self._actions()
+    s, first = self._settings, self.iteration
+    actions = self._actions(first + count - 1 if commits else None)
     known, ends = [], [time.perf_counter()]
 
     def done(step: Step) -> None:
@@ -148,21 +147,34 @@ class Streamer:
 
     self._in_step = True
     executor = Executor(actions.perform, overlap=s.overlap)
-    executor.run(derive(iterations(s.schedule, s.work, first, count), s.work, s.pools), done)
-    self._in_step = False
+    lists = iterations(s.schedule, s.work, first, count, stop)
+    executor.run(derive(lists, s.work, s.pools), done)
     ends[-1] = time.perf_counter()  # the last iteration ends when its last write has landed
+    self._in_step = False
+    self.iteration += len(known)
     moved = {link: dict(kinds) for link, kinds in actions.transfers.moved.items()}
-    return Result(known, np.diff(ends).tolist(), moved, executor.spans, executor.busy)
+    seconds = np.diff(ends).tolist()
+    return Result(known, seconds, moved, executor.spans, executor.busy, [len(known)])
+
+  def commit(self, keep: int = 1) -> int:
+    """Makes the present state the one that a later run resumes from; returns the bytes written
+    for it. `keep` commits are kept."""
+    self._check_whole()
+    return self._state.commit(self.iteration, keep, self._judge.loss_scale)
+
+  @property
+  def commit_bytes(self) -> int:
+    """Bytes that a commit is to write."""
+    return self._state.commit_bytes
 
   def evaluate(self, batches: Iterable[Batch]) -> float:
     """Mean loss in nats per token, nothing dropped; each unit is loaded once for all batches.
 
     Batches have the shape that the programs were compiled for.
     """
-    self._check_whole()
     batches = list(batches)
     at = [Where.of(self._settings.seed, 0, 0, 0, batch.positions) for batch in batches]
-    resident, last = self._resident.parameters, self._model.units - 1
+    resident, last = self.resident_parameters, self._model.units - 1
     both = list(zip(batches, at, strict=True))
     xs = [self._programs.embed(resident["embed"], batch.inputs, w) for batch, w in both]
     for u in range(last):
@@ -178,38 +190,34 @@ class Streamer:
   def probe(self) -> Profile:
     """What this run's computations and transfers take on this machine, measured one at a time."""
     return probe(
-      *(self._layout, self._programs, self._resident.parameters, self._updater),
-      *(self._transport, self._specs, self._store),
+      *(self._layout, self._programs, self.resident_parameters, self._updater),
+      *(self._transport, self._state.specs, self._store, self.iteration),
     )
 
   def unit_parameters(self, unit: int) -> Any:
     """One unit's parameters in host memory."""
-    return self._layout.views(self._stored(Kind.PARAMETERS, unit))
+    self._check_whole()
+    return self._layout.views(self._state.vector(Kind.PARAMETERS, unit))
 
   def unit_states(self, unit: int) -> dict[str, np.ndarray]:
     """One unit's optimizer vectors by name, flat, as the layout has them."""
-    return dict(zip(self._updater.names, self._stored(Kind.STATES, unit), strict=True))
+    self._check_whole()
+    states = self._state.vector(Kind.STATES, unit)
+    return dict(zip(self._updater.names, states, strict=True))
 
   @property
   def resident_parameters(self) -> Any:
     self._check_whole()
-    return self._resident.parameters
+    return self._state.resident.parameters
 
-  def close(self) -> None:
-    """Removes the store: it belongs to this run alone."""
-    self._arrays.close()
-
-  def _actions(self) -> Actions:
-    s, device = self._settings, DeviceSlots()
-    feed = Feed(self._batches, s.work.micro_batches)
+  def _actions(self, checksums_from: int | None) -> Actions:
+    s, state, device = self._settings, self._state, DeviceSlots()
+    host, feed = state.host, Feed(self._batches, s.work.micro_batches)
     return Actions(
       device,
-      Transfers(self._layout, self._transport, device, self._host, self._arrays),
-      Passes(s.work, self._programs, self._resident, device, self._judge, feed, s.seed),
-      Updates(
-        *(s.work, self._layout, self._updater, self._resident),
-        *(device, self._host, self._judge),
-      ),
+      Transfers(self._layout, self._transport, device, host, state.arrays, checksums_from),
+      Passes(s.work, self._programs, state.resident, device, self._judge, feed, s.seed),
+      Updates(s.work, self._layout, self._updater, state.resident, device, host, self._judge),
     )
 
   def _known(self, iteration: int, loss: float) -> Iteration:
@@ -223,54 +231,10 @@ class Streamer:
         "others are not."
       )
 
-  def _initialise(self, key: jax.Array) -> Resident:
-    model, layout = self._model, self._layout
-    init_unit = jax.jit(model.init_unit)
-    masters = self._specs.vector(Kind.GRADIENTS, layout.elements)
-    states = self._specs.vector(Kind.STATES, layout.elements)
-    for u in range(model.units):
-      tree = init_unit(jax.random.fold_in(key, u))
-      jax.tree.map(lambda view, leaf: np.copyto(view, leaf), layout.views(masters), tree)
-      self._updater.initial_states(masters, states)
-      self._put(Kind.PARAMETERS, u, masters.astype(model.dtype, copy=False))
-      self._put(Kind.STATES, u, states)
-    self._updater.start(0)
-    initial = jax.jit(model.init_resident)(jax.random.fold_in(key, model.units))
-    return Resident(initial, self._settings.optimizer, model.dtype)
+  def release(self) -> None:
+    """Leaves the store to a later run."""
+    self._store.release()
 
-  def _put(self, kind: Kind, unit: int, vector: np.ndarray) -> None:
-    for access in self._at_home(kind, unit):
-      if access.tier is Tier.HOST:
-        for run in self._cuts.runs(kind, access.slices, self._host[access]):
-          np.copyto(run.array, vector[..., run.start : run.stop])
-      else:
-        self._arrays.write(access.object, access.slices, self._streamed(kind, vector))
-
-  def _stored(self, kind: Kind, unit: int) -> np.ndarray:
-    """A copy of a unit's vector, or of its stacked ones."""
-    self._check_whole()
-    vector = self._specs.vector(kind, self._layout.elements)
-    for access in self._at_home(kind, unit):
-      if access.tier is Tier.HOST:
-        for run in self._cuts.runs(kind, access.slices, self._host[access]):
-          np.copyto(vector[..., run.start : run.stop], run.array)
-      else:
-        self._arrays.read(access.object, access.slices, self._streamed(kind, vector))
-    return vector
-
-  def _streamed(self, kind: Kind, vector: np.ndarray) -> np.ndarray:
-    """The run of a vector that a ring's buffer holds: its slices on SSD."""
-    first = next(s for s in self._settings.pools.vectors[kind] if s.home is Tier.SSD)
-    start = self._cuts.start(kind, first)
-    return vector[..., start : start + self._cuts.length(kind, Tier.SSD)]
-
-  def _at_home(self, kind: Kind, unit: int) -> list[Access]:
-    """Where a unit's vectors are between iterations."""
-    item, pools, work = Object(kind, unit), self._settings.pools, self._settings.work
-    homes: dict[Tier, list[Slice]] = {}
-    for piece in pools.vectors[kind]:
-      homes.setdefault(pools.home(item, piece, work), []).append(piece)
-    return [
-      Access(tier, item, Mode.READ, tuple(slices), pools.home_slot(item, tier, work))
-      for tier, slices in homes.items()
-    ]
+  def remove(self) -> None:
+    """Removes the store."""
+    self._store.remove_all()

@@ -9,12 +9,15 @@ from offload.arrays import Arrays, HostSlots
 from offload.device_slots import DeviceSlots
 from offload.layout import Layout
 from offload.transport import Transport
+from schedules.pools import PERSISTENT
 from schedules.steps import Access, Kind, Queue, Step
 from schedules.traffic import LINKS
 
 
 class Transfers:
   """Between the device, host buffers and the store.
+
+  From iteration `checksums_from` on, what is written to SSD has its checksum noted, for a commit.
 
   Attributes:
     moved: bytes by link and kind, counted as they move.
@@ -27,9 +30,11 @@ class Transfers:
     device: DeviceSlots,
     host: HostSlots,
     arrays: Arrays,
+    checksums_from: int | None = None,
   ):
     self._layout, self._transport = layout, transport
     self._device, self._host, self._arrays = device, host, arrays
+    self._checksums_from = checksums_from
     self.moved: dict[Queue, dict[Kind, int]] = {link: defaultdict(int) for link in LINKS}
 
   def perform(self, step: Step) -> None:
@@ -48,7 +53,11 @@ class Transfers:
 
   def _write_ssd(self, step: Step) -> int:
     (source,), (target,) = step.sources, step.targets
-    return self._arrays.write(target.object, target.slices, self._host[source])
+    last = self._checksums_from is not None and step.iteration >= self._checksums_from
+    persistent = target.object.kind in PERSISTENT
+    return self._arrays.write(
+      target.object, target.slices, self._host[source], checksum=last and persistent
+    )
 
   def _up(self, step: Step) -> int:
     (target,) = step.targets

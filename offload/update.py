@@ -58,11 +58,19 @@ class Updater:
     self._scalars: dict[int, list[Any]] = {}  # before the step of an iteration
     self._scratch = aligned((len(self.names) + 2, block), np.float32)
 
-  def start(self, iteration: int) -> None:
-    """Sets the optimizer's step count to that of a fresh start, for the iteration to come."""
+  def start(self, iteration: int, scalars: list[np.ndarray] | None = None) -> None:
+    """Sets what belongs to a whole step to `scalars`, or to that of a fresh start, for the
+    iteration to come."""
+    if scalars is not None:
+      self._scalars = {iteration: [jnp.array(scalar) for scalar in scalars]}
+      return
     state = jax.tree.leaves(self._initial(jnp.zeros(self._block, jnp.float32)))
-    scalars = [leaf for leaf, vector in zip(state, self._is_vector, strict=True) if not vector]
-    self._scalars = {iteration: scalars}
+    fresh = [leaf for leaf, vector in zip(state, self._is_vector, strict=True) if not vector]
+    self._scalars = {iteration: fresh}
+
+  def scalars(self, iteration: int) -> list[Any]:
+    """What belongs to the whole step of the iteration to come."""
+    return self._scalars[iteration]
 
   def initial_states(self, parameters: np.ndarray, states: np.ndarray) -> None:
     """Fills the stacked states of a vector of initial float32 values."""

@@ -69,22 +69,23 @@ class Verdict:
   def clips(self) -> bool:
     return bool(0 < self.clip_norm <= self.norm)
 
+  @property
+  def factor(self) -> np.float32:
+    """What an update's gradients are multiplied by: 1 / loss_scale, or clip_norm / norm of that."""
+    unscale = np.float32(1 / self.loss_scale)
+    return unscale * (np.float32(self.clip_norm) / self.norm) if self.clips else unscale
+
   def scaled(self, gradients: Tree) -> Tree:
-    """Gradients as an update takes them: those of the loss itself, as `clip_by_global_norm` of
-    optax clips them. Where there is nothing to do they are returned as they are."""
-    if self.loss_scale == 1 and not self.clips:
-      return gradients
-    norm, limit = (self.norm, np.float32(self.clip_norm)) if self.clips else _ONES
-    return _scale(gradients, np.float32(1 / self.loss_scale), norm, limit)
+    """Gradients of the loss itself, clipped; as they are where there is nothing to do."""
+    return gradients if self.factor == 1 else _multiply(gradients, self.factor)
 
 
 AS_THEY_ARE = Verdict(np.float32(0), loss_scale=1.0, clip_norm=0.0)
-_ONES = (np.float32(1), np.float32(1))
 
 
 @jax.jit
-def _scale(gradients: Tree, factor: jax.Array, norm: jax.Array, limit: jax.Array) -> Tree:
-  return jax.tree.map(lambda g: g * factor / norm * limit, gradients)
+def _multiply(gradients: Tree, factor: jax.Array) -> Tree:
+  return jax.tree.map(lambda g: g * factor, gradients)
 
 
 class Judge:

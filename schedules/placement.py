@@ -1,47 +1,49 @@
 """Chooses homes and rings for a schedule under memory budgets.
 
-Everything starts on SSD; then one kind after another moves up wherever the budgets allow it and the
-derived list moves fewer bytes for it. That is tried behind rings of several depths, and the
-placement that moves the fewest bytes wins; of equals, the one with the deepest rings.
+There are a few structures (`candidates`), and for each of them a linear program says which share of
+every vector stays in host memory. The fastest one wins.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import math
 
-from schedules.iterations import iterations
-from schedules.pools import CUT, Pools, Sizes, cut
+from schedules.candidates import (
+  SSD_QUEUES,
+  Budgets,
+  count_of,
+  on_device,
+  on_host,
+  smallest_structure,
+)
+from schedules.pools import CUT, PAGE, Pools, Sizes, cut
 from schedules.registry import Schedule
-from schedules.residency import derive
-from schedules.steps import Kind, Queue, Tier, Work
-from schedules.traffic import count, totals
+from schedules.shares import Case, Solution, solve
+from schedules.simulate import Profile, Shared
+from schedules.steps import Kind, Part, Queue, Tier, Work
+from schedules.structure import BOUNDARIES, moves
 
-Budgets = dict[Tier, int | None]  # bytes; None where there is no limit
-
-_ACTIVATIONS = (Kind.BOUNDARY, Kind.BOUNDARY_GRADIENT)
-# Two buffers keep a transfer in flight beside a computation; boundaries are small and many.
-_DEVICE_RINGS = {
-  Kind.PARAMETERS: 2,
-  Kind.GRADIENTS: 2,
-  Kind.BOUNDARY: 4,
-  Kind.BOUNDARY_GRADIENT: 4,
-}
-_HOST_RINGS = {  # those of parameters and states are as deep as is tried
-  Kind.GRADIENTS: 2,
-  Kind.BOUNDARY: 4,
-  Kind.BOUNDARY_GRADIENT: 4,
-}
-_DEPTHS = (3, 2, 1)  # of the host's rings of units
-_SSD_WEIGHT = 8  # a byte on the SSD costs about as much as this many on the device's link
+_DEPTHS = (3, 2, 1)  # of the host's rings of units; with one, reads, updates and writes take turns
+_SHALLOWER = 0.9  # rings with less room to read ahead have to save a tenth,
+_MANY_UNITS = 20  # which the room of one unit among so many cannot
+# For a machine that nobody has measured: all transfers add up, and a byte on the SSD costs as much
+# as eight on the device's link.
+UNMEASURED = Profile(
+  *(0.0, 0.0, 0.0),
+  {
+    Queue.SSD_READ: 1.0,
+    Queue.SSD_WRITE: 1.0,
+    Queue.HOST_TO_DEVICE: 8.0,
+    Queue.DEVICE_TO_HOST: 8.0,
+    Queue.HOST_UPDATE: float("inf"),
+  },
+  (Shared("transfers", 1.0, dict.fromkeys(Queue, 1.0)),),
+)
 
 
 def smallest(sizes: Sizes, work: Work, master_is_parameter: bool, depth: int = 3) -> Pools:
   """Everything on SSD; host rings at most `depth` deep."""
-  rings = {(Tier.DEVICE, kind): size for kind, size in _DEVICE_RINGS.items()}
-  rings |= {(Tier.HOST, kind): min(size, depth + 1) for kind, size in _HOST_RINGS.items()}
-  rings |= {(Tier.HOST, k): min(depth, work.units) for k in (Kind.PARAMETERS, Kind.STATES)}
   vectors = {kind: cut(sizes.elements, 0.0) for kind in CUT}
-  homes: dict[Kind, Tier] = dict.fromkeys(_ACTIVATIONS, Tier.SSD)
-  return Pools(sizes, vectors, homes, rings, 0, master_is_parameter)
+  return smallest_structure(work, master_is_parameter, depth).pools(work, sizes, vectors)
 
 
 def place(
@@ -51,75 +53,174 @@ def place(
   budgets: Budgets,
   master_is_parameter: bool = True,
   device_reserved: int = 0,
+  profile: Profile = UNMEASURED,
 ) -> Pools:
-  """The placement that moves the fewest bytes, as far as one pass over the kinds finds it.
+  """The fastest placement on a machine under the budgets.
 
   `device_reserved` bytes of the device's budget are taken by the largest compiled program.
 
   Raises:
-    ValueError: not even one unit fits; says which tier lacks how much, and the flag.
+    ValueError: not even one unit fits, or the delayed gradients do not; says which tier lacks how
+      much, and the flag.
   """
-  room = dict(budgets)
-  if (limit := room.get(Tier.DEVICE)) is not None:
-    room[Tier.DEVICE] = limit - device_reserved
-  starts = [smallest(sizes, work, master_is_parameter, depth) for depth in _DEPTHS]
-  fitting = [pools for pools in starts if not _lacking(pools, work, room)]
-  if not fitting:
-    tier, needed = _lacking(starts[-1], work, room)[0]
-    needed += device_reserved if tier is Tier.DEVICE else 0
-    raise ValueError(
-      f"--{tier}_memory_budget={budgets[tier]} is too small: a unit and what it needs take "
-      f"{needed} bytes of {tier} memory; raise the budget, or take smaller or fewer micro-batches."
-    )
-  cost = lambda pools: _cost(schedule, work, pools)
-  return min((_climb(pools, cost, work, room) for pools in fitting), key=cost)
+  check_room(work, sizes, budgets, master_is_parameter, device_reserved)
+  room = without(budgets, device_reserved)
+  delayed = sizes.elements.get(Part.DELAYED, 0) / sum(sizes.elements.values())
+  best = fastest(schedule, work, sizes, room, master_is_parameter, profile, delayed)
+  if best is None:
+    raise ValueError(nothing_fits(schedule, work, sizes, room, master_is_parameter, delayed))
+  return rounded(best, room)
 
 
-def _climb(pools: Pools, cost: Callable[[Pools], int], work: Work, budgets: Budgets) -> Pools:
-  """Raises one kind's home after another, where that fits and saves bytes."""
-  lowest = cost(pools)
-  for kind, tier in _moves():
-    candidates = _raised(pools, kind, tier, work)
-    fitting = (c for c in candidates if not _lacking(c, work, budgets))
-    candidate = next(fitting, None)
-    if candidate is not None and (cheaper := cost(candidate)) < lowest:
-      pools, lowest = candidate, cheaper
+def without(budgets: Budgets, device_reserved: int) -> Budgets:
+  """The budgets less what the compiled programs take."""
+  limit = budgets.get(Tier.DEVICE)
+  return budgets if limit is None else {**budgets, Tier.DEVICE: limit - device_reserved}
+
+
+def check_room(
+  work: Work,
+  sizes: Sizes,
+  budgets: Budgets,
+  master_is_parameter: bool = True,
+  device_reserved: int = 0,
+) -> None:
+  """Raises:
+  ValueError: not even one unit and what it needs fit on a tier.
+  """
+  peaks = smallest(sizes, work, master_is_parameter, depth=1).peak_bytes(work)
+  peaks[Tier.DEVICE] += device_reserved
+  for tier in (Tier.DEVICE, Tier.HOST):
+    limit = budgets.get(tier)
+    if limit is not None and peaks[tier] > limit:
+      resident = sizes.whole[Kind.RESIDENT] + 2 * sizes.whole[Kind.RESIDENT_GRADIENTS]
+      why = (
+        f" (embedding and head alone take {resident})"
+        if tier is Tier.DEVICE and resident > limit
+        else ""
+      )
+      raise ValueError(
+        f"--{tier}_memory_budget={limit} is too small: a unit and what it needs take "
+        f"{peaks[tier]} bytes of {tier} memory{why}; raise the budget, or take smaller or fewer "
+        "micro-batches."
+      )
+
+
+def fastest(
+  schedule: Schedule,
+  work: Work,
+  sizes: Sizes,
+  room: Budgets,
+  master_is_parameter: bool,
+  profile: Profile,
+  delayed: float | None,
+) -> tuple[Case, Solution] | None:
+  """The best structure and its shares; deeper host rings are preferred unless a shallower one saves
+  a tenth, and rings of one are the last resort. None where nothing fits.
+
+  `delayed` is the delayed fraction, or None where it is to be chosen.
+  """
+  best: tuple[Case, Solution] | None = None
+  deepest = smallest_structure(work, master_is_parameter, _DEPTHS[0])
+  start_of_all = on_device(schedule, work, sizes, room, deepest)
+  for depth in _DEPTHS:
+    if best is not None and (depth == 1 or work.units > _MANY_UNITS):
+      break
+    start = start_of_all
+    for tier, kind, ring in smallest_structure(work, master_is_parameter, depth).rings:
+      start = start.with_ring(tier, kind, ring) if tier is Tier.HOST else start
+    for structure, spills in on_host(schedule, work, sizes, room, start):
+      case = Case(
+        *(moves(schedule, work, structure), structure, work, sizes, room, profile, spills)
+      )
+      found = _whole_spills(schedule, case, delayed)
+      if found is not None:
+        shallower = best is not None and depth_of(found[0]) < depth_of(best[0])
+        if best is None or found[1].cost < best[1].cost * (_SHALLOWER if shallower else 1 - 1e-9):
+          best = found
+  return best
+
+
+def depth_of(case: Case) -> int:
+  return case.structure.depth(Tier.HOST, Kind.STATES).at(case.work)
+
+
+def _whole_spills(
+  schedule: Schedule, case: Case, delayed: float | None
+) -> tuple[Case, Solution] | None:
+  """Solves, with the micro-batches that spill rounded up to a whole number."""
+  solution = solve(case, delayed)
+  if solution is None or not case.spills:
+    return None if solution is None else (case, solution)
+  spilled = int(-(-(solution.spilled - 1e-6) // 1))
+  if spilled == 0:
+    return None  # another structure has it
+  everything = spilled >= case.work.micro_batches
+  home = (Tier.SSD, 0) if everything else (Tier.HOST, spilled)
+  structure = case.structure.with_home(Kind.BOUNDARY, *home)
+  exact = moves(schedule, case.work, structure)
+  case = dataclasses.replace(case, moves=exact, structure=structure, spills=False)
+  solution = solve(case, delayed)
+  return None if solution is None else (case, solution)
+
+
+def rounded(best: tuple[Case, Solution], room: Budgets) -> Pools:
+  """Pools of a solution, its shares cut to whole pages: never over the budgets.
+
+  What turns out never to go to SSD is at home in host memory if there is room for it.
+  """
+  case, solution = best
+  pools = _cut(case, solution, 1e-6)
+  if not _fits(pools, case.work, room):
+    pools = _cut(case, solution, 0.0)
+  for kind in BOUNDARIES:
+    if not count_of(case.moves, kind, SSD_QUEUES):
+      homes = {**pools.homes, kind: Tier.HOST}
+      at_home = dataclasses.replace(pools, homes=homes)
+      if pools.homes[kind] is Tier.SSD and _fits(at_home, case.work, room):
+        pools = at_home
   return pools
 
 
-def _lacking(pools: Pools, work: Work, budgets: Budgets) -> list[tuple[Tier, int]]:
+def _cut(case: Case, solution: Solution, slack: float) -> Pools:
+  vectors = {}
+  for kind in CUT:
+    shares = {}
+    for part, count in case.sizes.elements.items():
+      pages = math.floor(solution.on_host[kind][part] * count / PAGE + slack)
+      whole = pages * PAGE >= count or solution.on_host[kind][part] > 1 - 1e-9
+      shares[part] = 1.0 if whole else (pages + 0.5) * PAGE / count
+    vectors[kind] = cut(case.sizes.elements, shares)
+  return case.structure.pools(case.work, case.sizes, vectors)
+
+
+def _fits(pools: Pools, work: Work, room: Budgets) -> bool:
   peaks = pools.peak_bytes(work)
-  return [(t, peaks[t]) for t, limit in budgets.items() if limit is not None and peaks[t] > limit]
+  return all(limit is None or peaks[tier] <= limit for tier, limit in room.items())
 
 
-def _moves() -> Iterator[tuple[Kind, Tier]]:
-  """What is read most often for its size comes first."""
-  for kind in (*_ACTIVATIONS, Kind.GRADIENTS, Kind.PARAMETERS, Kind.STATES):
-    yield kind, Tier.HOST
-  for kind in (*_ACTIVATIONS, Kind.GRADIENTS, Kind.PARAMETERS):
-    yield kind, Tier.DEVICE
-
-
-def _raised(pools: Pools, kind: Kind, tier: Tier, work: Work) -> Iterator[Pools]:
-  """Candidates with a kind's home raised, the most generous first."""
-  if kind in CUT:
-    # They stay at home in host memory, where updates are; the device gets room for all of them.
-    vectors = {**pools.vectors, kind: cut(pools.sizes.elements, 1.0)}
-    rings = {**pools.rings, (tier, kind): work.units} if tier is Tier.DEVICE else pools.rings
-    yield dataclasses.replace(pools, vectors=vectors, rings=rings)
-    return
-  homes = {**pools.homes, kind: tier}
-  yield dataclasses.replace(
-    pools, homes=homes, spilled=0 if kind is Kind.BOUNDARY else pools.spilled
+def nothing_fits(
+  schedule: Schedule,
+  work: Work,
+  sizes: Sizes,
+  room: Budgets,
+  master_is_parameter: bool,
+  delayed: float,
+) -> str:
+  """The sentence for a placement that fails though a unit and what it needs would fit."""
+  structure = smallest_structure(work, master_is_parameter, 1)
+  structure = dataclasses.replace(structure, boundaries=(Tier.SSD, Tier.SSD))
+  counted = moves(schedule, work, structure)
+  case = Case(counted, structure, work, sizes, room, UNMEASURED)
+  lacking = solve(case, delayed, "excess")
+  largest = solve(case, None, "most delayed") if Part.NOW in work.parts else None
+  if delayed and largest is not None and lacking is not None:
+    return (
+      f"--delayed_fraction={delayed:.2f} needs {math.ceil(lacking.excess)} more bytes of host "
+      f"memory for delayed gradients; the largest that fits is {largest.delayed:.2f}."
+    )
+  whole = work.units * sum(sizes.bytes(kind) for kind in CUT)
+  return (
+    f"No placement fits: parameters, states and gradients take {whole} bytes, for which there are "
+    f"{room.get(Tier.HOST)} of host memory and {room.get(Tier.SSD)} on SSD."
   )
-  if kind is Kind.BOUNDARY and tier is Tier.HOST:
-    for spilled in range(1, work.micro_batches):
-      yield dataclasses.replace(pools, homes=homes, spilled=spilled)
-
-
-def _cost(schedule: Schedule, work: Work, pools: Pools) -> int:
-  """Bytes of a steady iteration, those on SSD weighted."""
-  steps = derive(iterations(schedule, work, 0, 3), work, pools)
-  moved = totals(count((s for s in steps if s.iteration == 1), pools))
-  ssd = moved[Queue.SSD_READ] + moved[Queue.SSD_WRITE]
-  return _SSD_WEIGHT * ssd + moved[Queue.HOST_TO_DEVICE] + moved[Queue.DEVICE_TO_HOST]

@@ -125,6 +125,17 @@ class Pools:
     kinds = [kind for kind in Kind if kind is not Kind.NORM]  # a number takes no buffer
     return {tier: sum(self._tier_bytes(tier, kind, work) for kind in kinds) for tier in Tier}
 
+  def disk_bytes(self, work: Work, keep: int) -> int:
+    """Bytes on SSD of a run that keeps `keep` commits: everything that outlives an iteration once
+    for each of them, and once as it changes."""
+    persistent = work.units * sum(self.sizes.bytes(kind) for kind in PERSISTENT)
+    on_ssd = work.units * sum(
+      self.bytes(kind, [piece for piece in self.vectors[kind] if piece.home is Tier.SSD])
+      for kind in PERSISTENT
+    )
+    resident = self.sizes.whole[Kind.RESIDENT]
+    return self.peak_bytes(work)[Tier.SSD] - on_ssd + (keep + 1) * (persistent + resident)
+
   def _tier_bytes(self, tier: Tier, kind: Kind, work: Work) -> int:
     ring = self.rings.get((tier, kind), 0)
     if kind not in CUT:

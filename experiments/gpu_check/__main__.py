@@ -23,6 +23,7 @@ from absl import flags
 from experiments import data, program, run_log
 from experiments.gpu_check import orchestrate, parts
 from experiments.tables.registry import TABLES
+from experiments.tables.table import steady_seconds
 from experiments.tables.training import SCHEDULES
 from models.config import PRESETS
 
@@ -97,7 +98,7 @@ def main(plan: Plan) -> None:
     _write_prompts(plan)
   results, seconds = [], _MINUTES.value * 60 - RESERVE
   print(f"At most {_MINUTES.value:g} minutes; all files go to {plan.folder}/.", flush=True)
-  for result in orchestrate.run(plan.todo, plan.folder, seconds, _ENVIRONMENT[_PLATFORM.value]):
+  for result in orchestrate.run(plan.todo, plan.folder, seconds, _environment(plan.folder)):
     results.append(result)
     log.metric(**result)
     print(f"{result['part']}: {result['status']} after {result['seconds']:.0f} s", flush=True)
@@ -108,6 +109,16 @@ def main(plan: Plan) -> None:
     (plan.folder / f"{name}.md").write_text(table(plan.folder).markdown())
   log.finish({"parts": results, "training": _training(plan)}, _closing(results, plan.folder))
   sys.exit(int(any(result["status"] != "passed" for result in results)))
+
+
+def _environment(folder: Path) -> dict[str, str]:
+  """Of every command; programs that two of them compile are compiled once."""
+  cache = {
+    "JAX_COMPILATION_CACHE_DIR": str((folder / "compiled").absolute()),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  }
+  given = {name: os.environ[name] for name in cache if name in os.environ}
+  return _ENVIRONMENT[_PLATFORM.value] | cache | given
 
 
 def _describe(plan: Plan) -> None:
@@ -127,17 +138,22 @@ def _write_prompts(plan: Plan) -> None:
 
 
 def _training(plan: Plan) -> dict[str, Any]:
-  """Tokens, TFLOP/s (6 a parameter and token, recomputation not counted) and bound, by schedule."""
+  """Of each schedule: tokens/s and TFLOP/s of a median iteration, and its bound.
+
+  Six operations a parameter and token; what is computed again is not counted.
+  """
   found, count = {}, parts.model_parameters(PRESETS[plan.model])
   for schedule in SCHEDULES:
     if not (plan.folder / schedule / run_log.SUMMARY_FILE).is_file():
       continue
     summary = run_log.read_summary(plan.folder / schedule)
+    took, every = steady_seconds(summary), summary["seconds_per_iteration"]
+    tokens = summary["tokens_per_second"] * sum(every) / len(every)
     found[schedule] = {
       "model": plan.model,
-      "tokens_per_second": summary["tokens_per_second"],
-      "tflops": 6 * count * summary["tokens_per_second"] / 1e12,
-      "seconds_per_iteration": summary["seconds_per_iteration"],
+      "tokens_per_second": tokens / took,
+      "tflops": 6 * count * tokens / took / 1e12,
+      "seconds_per_iteration": every,
       "bound_seconds_per_iteration": summary["bound_seconds_per_iteration"],
       "timeline": f"{schedule}/timeline.json",
     }

@@ -6,6 +6,7 @@ metrics.jsonl gets a line for each test as it ends, so that what was found survi
 kernel that takes the process down. Exits with 1 if a test fails.
 """
 
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -51,6 +52,8 @@ def check() -> None:
 
 
 def main(_: None) -> None:
+  # Hundreds of small programs are compiled, and none is timed. JAX is not imported yet.
+  os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0"
   import pytest
 
   log = run_log.RunLog.start(program.workdir(), program.name())

@@ -9,7 +9,9 @@ from typing import Any
 from models.config import ModelConfig
 
 # What could not be switched on, or did not help, on the CPU accelerator; the table repeats it.
-NOT_SWITCHED_ON = ()
+NOT_SWITCHED_ON = (
+  "read-ahead of parameters (it asserts: swap buffer already assigned, or not enough buffers)",
+)
 
 _ALIGNMENT = 1024  # elements: DeepSpeed's direct I/O wants multiples of 1,024 bytes
 _PARAMETER_BUFFERS = 24  # of the largest matrix each
@@ -30,7 +32,7 @@ def configuration(
     "zero_optimization": {
       "stage": 3,
       "sub_group_size": unit,
-      "stage3_prefetch_bucket_size": unit,
+      "stage3_prefetch_bucket_size": 0,  # read-ahead asserts, see NOT_SWITCHED_ON
       "stage3_max_live_parameters": 2 * unit,
       "stage3_max_reuse_distance": unit,
       "offload_param": {

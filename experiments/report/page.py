@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import run_log
-from experiments.report import drawing, html, plots
+from experiments.report import drawing, gantt, html, plots
 from experiments.tables import decoding, training
 from experiments.tables.table import bytes_text, steady_seconds, times_text
 
@@ -43,14 +43,19 @@ def write(folder: Path) -> Path:
 
 def _draw(folder: Path, runs: dict[str, dict[str, Any]], decode: dict[str, Any]) -> None:
   plots.bytes_per_link(folder / "bytes.png", runs)
-  timelines = {
-    name: json.loads((folder / name / "timeline.json").read_text())["traceEvents"]
-    for name in training.SCHEDULES
-  }
-  seconds = {name: runs[name]["seconds_per_iteration"] for name in training.SCHEDULES}
-  plots.gantt(folder / "timeline.png", timelines, seconds)
+  gantt.gantt(folder / "timeline.png", [_third_iteration(folder / n) for n in training.SCHEDULES])
   plots.loss_curve(folder / "loss.png", run_log.read_metrics(folder / "training"), runs["training"])
   plots.decoding_speed(folder / "decoding.png", decode)
+
+
+def _third_iteration(run: Path) -> gantt.Panel:
+  """The window of a run's third iteration, or its last if there are fewer."""
+  seconds = run_log.read_summary(run)["seconds_per_iteration"]
+  events = json.loads((run / "timeline.json").read_text())["traceEvents"]
+  third = min(2, len(seconds) - 1)
+  first = min(event["ts"] for event in events if event["ph"] == "X") / 1e6
+  title = f"{run.name}: one iteration, {seconds[third]:.2f} s"
+  return gantt.Panel(title, events, first + sum(seconds[:third]), seconds[third])
 
 
 def _opening(runs: dict[str, dict[str, Any]], decode: dict[str, Any]) -> str:

@@ -10,7 +10,6 @@ matplotlib.use("Agg")
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
 from experiments.tables.training import LINKS, SCHEDULES
 
@@ -21,17 +20,6 @@ COLOURS = {
   "autoregressive": "#8a959c",
   "window": "#6d9b5a",
   "specattn": "#2f6f94",
-}
-QUEUES = ("ssd_read", "host_to_device", "device", "device_to_host", "host_update", "ssd_write")
-# What an event of a timeline is about: the first of these words that its name holds.
-SUBJECTS = {
-  "boundary": ("boundaries", "#9c7bb0"),
-  "gradient": ("gradients", "#c65d57"),
-  "parameters": ("parameters", "#2f6f94"),
-  "states": ("optimizer states", "#6d9b5a"),
-  "forward": ("forward", "#7fb3d0"),
-  "backward": ("backward, with recomputation", "#e0a35f"),
-  "update": ("optimizer update", "#a9c98f"),
 }
 STYLE: dict[Any, Any] = {
   "font.family": "DejaVu Sans",
@@ -70,7 +58,7 @@ def bytes_per_link(path: Path, runs: dict[str, dict[str, Any]]) -> None:
     axes.grid(axis="x", visible=False)
     axes.margins(y=0.12)
     _legend_above(axes, 3)
-    _save(figure, path)
+    save(figure, path)
 
 
 def loss_curve(path: Path, metrics: list[dict[str, Any]], summary: dict[str, Any]) -> None:
@@ -106,45 +94,7 @@ def loss_curve(path: Path, metrics: list[dict[str, Any]], summary: dict[str, Any
     axes.set_ylim(0, max(8.2, *bits))
     axes.set_xlim(0, len(bits) * 1.02)
     _legend_above(axes, 2)
-    _save(figure, path)
-
-
-def gantt(
-  path: Path, timelines: dict[str, list[dict[str, Any]]], seconds: dict[str, list[float]]
-) -> None:
-  """What every queue did during the third iteration, one panel a schedule, on one time axis.
-
-  `timelines` are Chrome trace events, their queue in `cat`; `seconds` those of every iteration.
-  """
-  with matplotlib.rc_context(STYLE):
-    figure = Figure((8, 4.6), layout="constrained")
-    panels = figure.subplots(len(SCHEDULES), 1, sharex=True)
-    seen, longest = set(), 0.0
-    for axes, name in zip(panels, SCHEDULES, strict=True):
-      events = [event for event in timelines[name] if event["ph"] == "X"]
-      third = min(2, len(seconds[name]) - 1)
-      begin = min(event["ts"] for event in events) / 1e6 + sum(seconds[name][:third])
-      length = seconds[name][third]
-      longest = max(longest, length)
-      for event in events:
-        start = event["ts"] / 1e6 - begin
-        stop = min(start + event["dur"] / 1e6, length)
-        start = max(start, 0.0)
-        if start < stop:
-          subject = _subject(event["name"])
-          seen.add(subject)
-          row = QUEUES.index(event["cat"])
-          axes.barh(row, stop - start, 0.78, start, color=SUBJECTS[subject][1])
-      axes.axvline(length, color=INK, linewidth=1)
-      axes.set_title(f"{name}: one iteration, {length:.2f} s")
-      axes.set_yticks(range(len(QUEUES)), [queue.replace("_", " ") for queue in QUEUES])
-      axes.set_ylim(len(QUEUES) - 0.5, -0.5)
-      axes.grid(axis="y", visible=False)
-    panels[-1].set_xlabel("seconds")
-    panels[-1].set_xlim(0, longest * 1.01)
-    handles = [Patch(color=c, label=label) for key, (label, c) in SUBJECTS.items() if key in seen]
-    figure.legend(handles=handles, loc="outside upper center", ncols=4, fontsize=9)
-    _save(figure, path)
+    save(figure, path)
 
 
 def decoding_speed(path: Path, decode: dict[str, Any]) -> None:
@@ -178,11 +128,7 @@ def decoding_speed(path: Path, decode: dict[str, Any]) -> None:
     axes.set_xlabel("speed-up over autoregressive decoding")
     axes.set_xlim(0, max(*measured, *predicted) * 1.05)
     _legend_above(axes, 1)
-    _save(figure, path)
-
-
-def _subject(name: str) -> str:
-  return next((subject for subject in SUBJECTS if subject in name), "update")
+    save(figure, path)
 
 
 def _smooth(values: list[float]) -> list[float]:
@@ -196,5 +142,6 @@ def _legend_above(axes: Axes, columns: int) -> None:
   axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, fontsize=9, borderaxespad=0.2)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+  """Writes a figure as every picture here is written."""
   figure.savefig(path, dpi=160, facecolor="white")

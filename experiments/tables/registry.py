@@ -4,7 +4,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments.tables import bandwidth, conformance, decoding, kernels, ssd, training
+from experiments.tables import (
+  bandwidth,
+  conformance,
+  decoding,
+  engine,
+  kernels,
+  memory,
+  orders,
+  peers,
+  ssd,
+  training,
+  transports,
+)
 from experiments.tables.table import Table
 
 TABLES: dict[str, Callable[[Path], Table]] = {
@@ -14,6 +26,11 @@ TABLES: dict[str, Callable[[Path], Table]] = {
   "bandwidth": bandwidth.table,
   "conformance": conformance.table,
   "ssd": ssd.table,
+  "engine": engine.table,
+  "orders": orders.table,
+  "memory": memory.table,
+  "transports": transports.table,
+  "peers": peers.table,
 }
 
 
@@ -25,4 +42,10 @@ class Measurement(NamedTuple):
 
 
 # Tables whose runs the quickstart does not make.
-MEASUREMENTS = {"ssd": Measurement(ssd.check, ssd.measure)}
+MEASUREMENTS = {
+  "ssd": Measurement(ssd.check, ssd.measure),
+  "engine": Measurement(engine.check, engine.measure),
+  "orders": Measurement(orders.check, orders.measure),
+  "memory": Measurement(memory.check, memory.measure),
+  "transports": Measurement(transports.check, transports.measure),
+}

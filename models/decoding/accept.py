@@ -53,7 +53,7 @@ def accept_sampled(
       would take gamma times the vocabulary.
     p: [B, gamma + 1, V], the verification's distributions.
   """
-  batch, gamma = drafts.shape
+  gamma = drafts.shape[1]
   of_token = lambda x, token: jnp.take_along_axis(x, token[:, None], axis=1)[:, 0]
   uniform = jax.vmap(lambda key: jax.random.uniform(key, (gamma,)))(fold(keys, 0))
 

@@ -34,7 +34,7 @@ from pallas_kernels.page_attention.api import page_attention
 
 WHOLE = 128  # the scratch's slots are a multiple: attention runs a fifth faster on a CPU
 
-# (queries, keys, values of the row, what the layer attends to, step) -> (out, the same with the row)
+# (queries, keys, values of the row, what a layer attends to, step) -> (out, the same with the row)
 Read = Callable[[Queries, KeysOrValues, KeysOrValues, Any, Any], tuple[Queries, Any]]
 
 
@@ -71,8 +71,13 @@ def dense(cache: KVCache, layer: int) -> Source:
 
 
 def gathered(
-  cache: KVCache, layer: int, pages: Int[Array, "B Z E"], counts: Lengths, tail: Lengths,
-  page_size: int, room: int,
+  cache: KVCache,
+  layer: int,
+  pages: Int[Array, "B Z E"],
+  counts: Lengths,
+  tail: Lengths,
+  page_size: int,
+  room: int,
 ) -> Source:
   """A layer that attends to a copy of its selection and of the verified tail.
 
@@ -202,5 +207,6 @@ def draft(
     pair if source.in_cache else (cache.keys[layer], cache.values[layer])
     for layer, (source, pair) in enumerate(zip(sources, attended, strict=True))
   ]
-  cache = KVCache(*zip(*kept, strict=True), cache.lengths)
-  return Drafts(drafts.T, None if hidden is None else hidden.swapaxes(0, 1), cache)
+  written, values = zip(*kept, strict=True)
+  hidden = None if hidden is None else hidden.swapaxes(0, 1)
+  return Drafts(drafts.T, hidden, KVCache(written, values, cache.lengths))

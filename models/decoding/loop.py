@@ -192,9 +192,7 @@ def _select(model: Transformer, method: Method, state: LoopState) -> Selection:
   selector, selecting = method.selector, state.selecting
   assert isinstance(selector, Selector) and selecting is not None
   layers = model.config.layers - selector.dense_layers
-  fresh = lambda: selector.select(
-    selecting.known, state.cache.lengths, layers, state.cache.slots
-  )
+  fresh = lambda: selector.select(selecting.known, state.cache.lengths, layers, state.cache.slots)
   if selecting.held is None:
     return fresh()
   if method.refresh == 0:
@@ -216,9 +214,7 @@ def _draft(model, parameters, method, state, keys) -> tuple[Drafts, Selecting]:
     sources = drafting.sources_of_selection(
       state.cache, selection, selector.dense_layers, selector.page_size, room
     )
-  drafts = draft(
-    model, parameters, method.sampler, state.cache, sources, state.token, keys, gamma
-  )
+  drafts = draft(model, parameters, method.sampler, state.cache, sources, state.token, keys, gamma)
   return drafts, selecting
 
 

@@ -36,7 +36,7 @@ def verify(
   rows = tokens.shape[1]
   scored = () if selector is None else selector.rows_scored(rows)
   page_size = 1 if selector is None else selector.page_size
-  dense = model.config.layers if not scored else selector.dense_layers
+  dense = selector.dense_layers if selector is not None and scored else model.config.layers
 
   def attend(layer):
     def attend_layer(q, k, v):
@@ -45,7 +45,9 @@ def verify(
       seen = attention_with_mass(
         q, keys, values, cache.lengths + rows, rows=asked, page_size=page_size
       )
-      mass = selector.pool(_score(selector, seen, asked, keys)) if asked else None
+      mass = None
+      if selector is not None and asked:
+        mass = selector.pool(_score(selector, seen, asked, keys))
       return seen.out, (keys, values, mass)
 
     return attend_layer
@@ -108,9 +110,7 @@ def look_back(
       del k, v
       keys, values = cache.keys[layer], cache.values[layer]
       asked = tuple(range(rows)) if layer >= selector.dense_layers else ()
-      seen = attention_with_mass(
-        q, keys, values, lengths, rows=asked, page_size=selector.page_size
-      )
+      seen = attention_with_mass(q, keys, values, lengths, rows=asked, page_size=selector.page_size)
       mass = _score(selector, seen, asked, keys) if asked else None
       if mass is not None:
         mass = jnp.where(of_text[:, None, :, None], mass, 0.0).sum(axis=2, keepdims=True)

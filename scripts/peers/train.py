@@ -81,11 +81,13 @@ def zero_infinity(job: dict, folder: Path, scratch: Path, batches: list) -> Step
   import deepspeed  # not above: it reads these variables when it is imported
   from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-  model = model_of(job, folder)
+  model, config = model_of(job, folder), job["deepspeed"]
   optimizer = DeepSpeedCPUAdam(groups_of(model, job), **adamw(job), adamw_mode=True)
-  config = job["deepspeed"]
   for part in ("offload_param", "offload_optimizer"):
     config["zero_optimization"][part]["nvme_path"] = str(scratch)
+  # Parameters go to NVMe here, in float32. Left to `initialize`, they are stored in bfloat16, and
+  # nothing says so, on CPUs without float16 arithmetic (0.19.8, Init._set_dtype drops the dtype).
+  deepspeed.zero.Init(module=model, config_dict_or_path=config)
   engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
 
   def step(iteration: int) -> float:

@@ -52,7 +52,7 @@ def test_speculation_is_compared_with_an_autoregressive_run(folder):
   common = [*prompts, "--batch_size=2", "--max_new_tokens=20", "--repeats=1"]
   plain = run(folder, *common, f"--workdir={folder / 'plain'}")
   assert plain.returncode == 0, plain.stderr
-  method = ["--method=specattn", "--draft_length=3", "--kv_budget=32"]
+  method = ["--method=h2o", "--draft_length=3", "--kv_budget=32", "--recent=0.25", "--refresh=2"]
   compare = f"--compare_with={folder / 'plain'}"
   drafted = run(folder, *common, *method, compare, f"--workdir={folder / 'drafted'}")
   assert drafted.returncode == 0, drafted.stderr
@@ -65,6 +65,7 @@ def test_speculation_is_compared_with_an_autoregressive_run(folder):
   assert 1 <= summary["acceptance_length"] <= 4
   assert summary["rounds"] == sum(summary["rounds_by_accepted_drafts"])
   assert base["acceptance_length"] == base["predicted_speedup"] == 1
+  assert summary["settings"]["recent"] == 0.25 and summary["settings"]["decay"] == 1
   assert set(summary["seconds"]) == {"compile", "prefill", "decode"}
   assert summary["tokens_per_second"] > 0
 
@@ -73,7 +74,7 @@ def test_a_mistake_exits_with_2_and_writes_nothing(folder):
   done = run(folder, "--method=nonsense", f"--prompt_file={folder / 'a.txt'}", "--workdir=never")
   assert done.returncode == 2
   assert done.stderr.startswith(
-    "generate: --method=nonsense is neither autoregressive nor a selector."
+    "generate: --method=nonsense is neither autoregressive nor a selector;"
   )
   assert done.stderr.count("\n") == 1
   assert not (folder / "never").exists()
@@ -91,7 +92,14 @@ def test_each_mistake_has_its_sentence(folder):
     "256 tokens and --max_new_tokens=800 do not fit": [model, prompt, "--max_new_tokens=800"],
     "--draft_length=0 drafts nothing": [model, prompt, "--method=window", "--draft_length=0"],
     "--kv_budget=0 selects nothing": [model, prompt, "--method=window", "--kv_budget=0"],
-    "--page_size=3 must be a power of two": [model, prompt, "--page_size=3"],
+    "--page_size=3 must be a power of two": [model, prompt, "--method=full", "--page_size=3"],
+    "--page_size=1024 is beyond 512": [model, prompt, "--method=full", "--page_size=1024"],
+    "--rows is no setting of the selector window": [
+      *(model, prompt, "--method=window", "--rows=all"),
+    ],
+    "--dense_layers=2 leaves none of the model's 2 layers": [model, prompt, "--method=quest"],
+    "--recent=half is no number": [model, prompt, "--method=h2o", "--recent=half"],
+    "--decay=2.0 must be in [0, 1]": [model, prompt, "--method=h2o", "--decay=2"],
     "temperature must be 0 or at least": [model, prompt, "--temperature=nan"],
     "top_p must be in (0, 1]": [model, prompt, "--temperature=1", "--top_p=0"],
     "triton kernels cannot run here": [model, prompt, "--implementation=triton"],

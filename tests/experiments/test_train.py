@@ -53,7 +53,19 @@ def test_a_run_leaves_its_folder(run):
   events = json.loads((folder / "timeline.json").read_text())["traceEvents"]
   assert {"forward(unit 0, micro-batch 0) of iteration 0"} <= {event["name"] for event in events}
   assert not (folder / "store").exists()
+  assert summary["bound_seconds_per_iteration"] == max(summary["resource_seconds"].values())
   assert "bottleneck" in said and said.splitlines()[-1].startswith("train: loss")
+
+
+def test_the_simulated_timeline_is_that_of_the_same_steps(run):
+  folder, _ = run
+  steps = []
+  for name in ("timeline", "simulated_timeline"):
+    events = json.loads((folder / f"{name}.json").read_text())["traceEvents"]
+    steps.append({(e["cat"], e["name"]) for e in events if e["ph"] == "X"})
+  of_iteration = [{s for s in found if s[1].endswith("iteration 1")} for found in steps]
+  assert of_iteration[0] == of_iteration[1] != set()
+  assert (folder / "timeline.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_its_flag_file_runs_it_again(run, tmp_path):

@@ -182,8 +182,9 @@ def train(tmp_path):
       Settings(order, work, pools, optimizer(rule), **settings),
       *(batches, Store(tmp_path / f"store{len(list(tmp_path.iterdir()))}", {})),
     )
-    results = [streamer.run(sum(runs[:i]), count) for i, count in enumerate(runs)]
-    result = dataclasses.replace(results[0], iterations=[i for r in results for i in r.iterations])
+    result = Result.none()
+    for iterations_of_run in runs:
+      result = result.then(streamer.run(iterations_of_run))
     lists = derive(iterations(order, work, 0, ITERATIONS), work, pools)
     units = range(model.units)
     trees = [*(streamer.unit_parameters(u) for u in units), streamer.resident_parameters]
@@ -197,7 +198,7 @@ def train(tmp_path):
       pools.peak_bytes(work),
       [i.gradient_norm for i in result.iterations],
     )
-    streamer.close()
+    streamer.remove()
     return trained
 
   return run
@@ -306,10 +307,10 @@ class _Reference:
       squares = add_squares(squares, tree)
     norm = np.sqrt(np.asarray(squares)) / loss_scale
     self.norms.append(float(norm))
+    factor = 1 / loss_scale
     if self.clip_norm and norm >= self.clip_norm:
-      clip = lambda g: np.asarray(g) / loss_scale / norm * np.float32(self.clip_norm)
-    else:
-      clip = lambda g: np.asarray(g) / loss_scale
+      factor *= np.float32(self.clip_norm) / norm
+    clip = lambda g: np.asarray(g) * factor
     return jax.tree.map(clip, gradients), jax.tree.map(clip, total)
 
   def _update(self, gradients, total) -> None:

@@ -27,7 +27,7 @@ def streamer(small_model, some_batches, adamw, tmp_path):
   streamer = Streamer(
     small_model, layout, programs, settings, some_batches, Store(tmp_path / "s", {})
   )
-  streamer.run(0, 2)
+  streamer.run(2)
   return streamer
 
 
@@ -55,13 +55,14 @@ def test_a_model_in_the_middle_of_a_step_is_not_read(streamer, some_batches):
     raise KeyboardInterrupt
 
   with pytest.raises(KeyboardInterrupt):
-    streamer.run(2, 2, interrupt)
+    streamer.run(2, interrupt)
   reads = (
     lambda: streamer.evaluate([some_batches(0, 0)]),
     lambda: streamer.unit_parameters(0),
     lambda: streamer.unit_states(0),
     lambda: streamer.resident_parameters,
-    lambda: streamer.run(3, 1),
+    lambda: streamer.commit(),
+    lambda: streamer.run(1),
   )
   for read in reads:
     with pytest.raises(RuntimeError, match="in the middle of a step"):

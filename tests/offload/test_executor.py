@@ -9,7 +9,7 @@ import pytest
 from offload.executor import Executor
 from schedules.iterations import iterations
 from schedules.placement import smallest
-from schedules.pools import Sizes
+from schedules.pools import CUT, Sizes
 from schedules.registry import SCHEDULES
 from schedules.replay import Replay
 from schedules.residency import derive
@@ -20,8 +20,8 @@ WORK = Work(4, 3)
 
 @pytest.fixture
 def pools():
-  one_byte = dict.fromkeys(Kind, 1)
-  sizes = Sizes(one_byte, {Part.NOW: 1}, one_byte, one_byte)
+  widths = dict.fromkeys(CUT, 1)
+  sizes = Sizes(widths, {Part.NOW: 1}, dict.fromkeys(Kind, 1), dict.fromkeys(Kind, 1))
   return smallest(sizes, WORK, master_is_parameter=True)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from offload.cuts import Cuts, together
 from offload.layout import Layout
-from schedules.pools import CUT, PAGE, Pools, Sizes, cut
+from schedules.pools import CUT, PAGE, cut
 from schedules.steps import Kind, Part, Tier
 
 shapes = st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=3), min_size=1, max_size=6)
@@ -56,7 +56,7 @@ def split(layout, share):
   """The cuts of a placement that keeps a share of every vector on the host."""
   elements = {part: layout.length(part) for part in layout.parts}
   vectors = {kind: cut(elements, share) for kind in CUT}
-  return vectors[Kind.STATES], Cuts(Pools(Sizes({}, elements, {}, {}), vectors, {}, {}))
+  return vectors[Kind.STATES], Cuts(vectors)
 
 
 @hypothesis.given(st.integers(1, 50_000), st.floats(0, 1), st.floats(0, 1))

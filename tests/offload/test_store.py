@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import tensorstore as ts
 
-from offload import block_files
+from offload import block_files, manifest
 from offload.block_files import BLOCK
 from offload.buffers import aligned
-from offload.store import Store, check_vacant
+from offload.store import Store
 
 BOTH = pytest.mark.parametrize("direct_io", [False, True])
 
@@ -132,7 +132,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
   monkeypatch.setattr(os, "posix_fallocate", full)
   with pytest.raises(OSError, match="No space left"):
     store.create("units/0/mu.now", 4, np.float32)
-  store.close()
+  store.remove_all()
   assert not (tmp_path / "s").exists()
 
 
@@ -145,14 +145,16 @@ def test_no_direct_io_on_this_file_system(tmp_path, monkeypatch):
 
 def test_an_array_is_a_file_of_its_elements(tmp_path):
   """The format is zarr3 without compression: any reader finds the raw elements, then padding."""
-  store = Store(tmp_path / "s", {"format": 1})
+  store = Store(tmp_path / "s", {})
   store.create("a", 6, np.float32)
   store.write({"a": np.arange(6, dtype=np.float32)})
   metadata = json.loads((tmp_path / "s/a/zarr.json").read_text())
   assert metadata["data_type"] == "float32" and metadata["shape"] == [6]
   held = (tmp_path / "s/a/c/0").read_bytes()
   assert held == np.arange(6, dtype="<f4").tobytes() + bytes(BLOCK - 24)
-  assert json.loads((tmp_path / "s/store.json").read_text()) == {"format": 1}
+  assert (
+    metadata["attributes"]["store"] == json.loads((tmp_path / "s/store.json").read_text())["id"]
+  )
 
 
 def test_closing_takes_only_what_the_store_made(tmp_path):
@@ -161,19 +163,50 @@ def test_closing_takes_only_what_the_store_made(tmp_path):
   store.write({"units/0/mu.now": np.zeros(4, np.float32)})
   foreign = tmp_path / "s/units/notes.txt"
   foreign.write_text("mine")
-  store.close()
+  store.remove_all()
   assert foreign.read_text() == "mine"
   assert [p for p in (tmp_path / "s").rglob("*") if p.is_file()] == [foreign]
 
 
 def test_folders_that_are_taken(tmp_path):
-  check_vacant(tmp_path / "new")
-  check_vacant(tmp_path)
+  assert manifest.check(tmp_path / "new", {}) is None
+  assert manifest.check(tmp_path, {}) is None
   (tmp_path / "file").write_text("")
   with pytest.raises(ValueError, match="is a file"):
-    check_vacant(tmp_path / "file")
+    manifest.check(tmp_path / "file", {})
   with pytest.raises(ValueError, match="files that are no store"):
-    check_vacant(tmp_path)
-  Store(tmp_path / "s", {})
-  with pytest.raises(ValueError, match="state of an earlier run"):
-    Store(tmp_path / "s", {})
+    manifest.check(tmp_path, {})
+
+
+def test_a_store_is_opened_again_with_its_arrays(tmp_path):
+  first = Store(tmp_path / "s", {"model": "small"})
+  first.create("a/b", 4, ml_dtypes.bfloat16)
+  with pytest.raises(ValueError, match="in use by another run"):
+    Store(tmp_path / "s", {"model": "small"})
+  first.release()
+  foreign = tmp_path / "s/a/foreign"
+  foreign.mkdir()
+  (foreign / "zarr.json").write_text(
+    (tmp_path / "s/a/b/zarr.json").read_text().replace("store", "")
+  )
+  again = Store(tmp_path / "s", {"model": "small"})
+  assert again.names == ["a/b"] and again.span("a/b") == 8
+  again.remove_all()
+  assert [path for path in (tmp_path / "s").rglob("*") if path.is_file()] == [foreign / "zarr.json"]
+
+
+def test_another_configuration_is_named(tmp_path):
+  Store(tmp_path / "s", {"model": "small", "seed": 1}).release()
+  with pytest.raises(ValueError, match=r"holds a run with --model=small: give the same"):
+    Store(tmp_path / "s", {"model": "large", "seed": 1})
+
+
+@pytest.mark.parametrize("at", range(0, 150, 7))
+def test_a_flip_in_the_manifest_is_noticed(tmp_path, at):
+  Store(tmp_path / "s", {"model": "small"}).release()
+  path = tmp_path / "s/store.json"
+  text = bytearray(path.read_bytes())
+  text[at % len(text)] ^= 4
+  path.write_bytes(text)
+  with pytest.raises(ValueError, match=r"store\.json is not as it was written"):
+    Store(tmp_path / "s", {"model": "small"})

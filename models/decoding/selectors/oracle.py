@@ -7,8 +7,6 @@ held against.
 import dataclasses
 from typing import Literal
 
-import jax.numpy as jnp
-
 from models.axes import Array, CachedKeysOrValues, Int, Lengths, Queries
 from models.decoding.selectors.base import Observation, Settings, Unscored, pages_for
 from pallas_kernels.attention_with_mass.api import attention_with_mass

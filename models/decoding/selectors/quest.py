@@ -37,9 +37,7 @@ class Quest(Unscored, Settings):
     bounds = lambda keys: _bounds(keys, self.page_size)
     return tuple(bounds(keys) for keys in observation.cache.keys[self.dense_layers :])
 
-  def observe(
-    self, state: tuple[Bounds, ...], observation: Observation
-  ) -> tuple[Bounds, ...]:
+  def observe(self, state: tuple[Bounds, ...], observation: Observation) -> tuple[Bounds, ...]:
     """Refreshes the pages that the verified rows may have completed.
 
     A page that drafts were written to and rolled back is read again once it is whole: until then
@@ -63,7 +61,9 @@ class Quest(Unscored, Settings):
     read = lambda of_one, at: jax.lax.dynamic_slice_in_dim(of_one, at * self.page_size, size, 1)
     write = lambda old, new, at: jax.lax.dynamic_update_slice_in_dim(old, new, at, 1)
     fresh = _bounds(jax.vmap(read)(keys, first), self.page_size)
-    return Bounds(*(jax.vmap(write)(old, new, first) for old, new in zip(bounds, fresh, strict=True)))
+    return Bounds(
+      *(jax.vmap(write)(old, new, first) for old, new in zip(bounds, fresh, strict=True))
+    )
 
   def select_in_layer(
     self,

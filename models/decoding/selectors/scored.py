@@ -105,10 +105,12 @@ class Scored(RoundSettings):
 
   def select(self, state: ScoredState, lengths: Lengths, layers: int, slots: int) -> Selection:
     del layers
-    capacity = pages_for(self.budget.at(slots), self.page_size)
-    budget = jnp.minimum(self.budget.of(state.seen), self.budget.at(slots))
-    if self.charge_tail:  # accepted drafts and the first draft's own entry
-      budget = jnp.maximum(budget - (lengths - state.limits + 1), 0)
+    most = self.budget.at(slots)
+    capacity = pages_for(most, self.page_size)
+    budget = jnp.minimum(self.budget.of(state.seen), most)
+    if self.charge_tail:  # of all that the first draft could see, its own entry among it
+      behind = lengths + 1 - state.limits
+      budget = jnp.maximum(jnp.minimum(self.budget.of(lengths + 1), most) - behind, 0)
     limits = state.limits // self.page_size
     counts = jnp.minimum(pages_for(budget, self.page_size), limits)
     chosen = [self._select_layer(mass, limits, counts, capacity) for mass in state.mass]
@@ -122,21 +124,25 @@ class Scored(RoundSettings):
     self, mass: Float[Array, "B Z P"], limits: Lengths, counts: Lengths, capacity: int
   ) -> tuple[Int[Array, "B Z E"], Int[Array, " B"]]:
     page = jnp.arange(mass.shape[-1])[None, :]
-    recent = self.recent
-    if isinstance(recent, float):
-      recent = jnp.ceil(recent * counts).astype(jnp.int32)
-    else:
-      recent = jnp.full_like(counts, pages_for(recent, self.page_size))
-    latest = page >= (limits - recent)[:, None]
-    kept = latest | (page < pages_for(self.sink, self.page_size))
-    kept &= page < limits[:, None]
+    eligible = page < limits[:, None]
+    sink = pages_for(self.sink, self.page_size)
+    latest = page >= (limits - self._recent_pages(counts, sink))[:, None]
+    kept = eligible & (latest | (page < sink))
     if self.smoothing > 1:
       mass = smooth(jnp.where(latest[:, None], 0.0, mass), self.smoothing, self.smoothing_kind)
     ranked = jnp.where(kept[:, None], jnp.inf, mass)
     if self.coverage is not None:
-      mass = jnp.where((page < limits[:, None])[:, None], mass, 0.0)
+      mass = jnp.where(eligible[:, None], mass, 0.0)
       counts = jnp.minimum(counts, covering(mass, ranked, self.coverage, capacity))
     return select_pages(ranked, limits, counts, capacity=capacity)
+
+  def _recent_pages(self, counts: Lengths, sink: int) -> Lengths:
+    """As many as were asked for and there is budget for behind the sink."""
+    if isinstance(self.recent, float):
+      asked = jnp.ceil(self.recent * counts).astype(jnp.int32)
+    else:
+      asked = jnp.full_like(counts, pages_for(self.recent, self.page_size))
+    return jnp.minimum(asked, jnp.maximum(counts - sink, 0))
 
   def _votes(self, observation: Observation) -> Float[Array, "L B Z P"]:
     """The sum over the rows that vote."""

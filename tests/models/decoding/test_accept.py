@@ -7,10 +7,11 @@ import pytest
 from scipy import stats
 
 from models.config import ModelConfig
-from models.decoding import accept
+from models.decoding import accept, loop
+from models.decoding import draft as drafting
 from models.decoding.loop import Method
 from models.decoding.sampling import Greedy, Sampling, draw
-from models.decoding.selectors import Budget, make_selector
+from models.decoding.selectors import SELECTORS, Budget, make_selector
 from models.transformer import Transformer
 
 V, SAMPLES = 6, 30_000
@@ -54,9 +55,13 @@ def two_tokens(rule, q_table, p_table):
   return np.asarray(first), np.asarray(second)
 
 
+def right(keys, drafts, q, p):
+  return accept.accept_sampled(keys, drafts, q, lambda q_of_row: q_of_row, p)
+
+
 def wrong_residual(keys, drafts, q, p):
   """A rejected token is replaced by one from p where p - q is due."""
-  found = accept.accept_sampled(keys, drafts, q, p)
+  found = right(keys, drafts, q, p)
   fresh = jax.random.categorical(keys[0], jnp.log(p), axis=-1).astype(jnp.int32)
   here = jnp.arange(3)[None, :] == found.accepted[:, None]
   return accept.Acceptance(jnp.where(here, fresh, found.tokens), found.accepted)
@@ -64,7 +69,7 @@ def wrong_residual(keys, drafts, q, p):
 
 def wrong_ratio(keys, drafts, q, p):
   """Accepts with probability p where min(1, p / q) is due."""
-  return accept.accept_sampled(keys, drafts, jnp.ones_like(q), p)
+  return right(keys, drafts, jnp.ones_like(q), p)
 
 
 @pytest.mark.parametrize("near", [0.3, 2.0])
@@ -74,7 +79,7 @@ def test_speculative_sampling_keeps_the_distribution(near):
   p = jnp.asarray(jax.nn.softmax(logits, axis=-1), jnp.float32)
   q = jnp.asarray(jax.nn.softmax(logits + near * rng.normal(size=logits.shape), axis=-1))
   q = q.astype(jnp.float32)
-  assert p_value(*two_tokens(accept.accept_sampled, q, p), np.asarray(p)) > 1e-3
+  assert p_value(*two_tokens(right, q, p), np.asarray(p)) > 1e-3
   assert p_value(*two_tokens(wrong_residual, q, p), np.asarray(p)) < 1e-6
   assert p_value(*two_tokens(wrong_ratio, q, p), np.asarray(p)) < 1e-6
 
@@ -83,31 +88,108 @@ def test_equal_distributions_reject_nothing():
   p = jax.nn.softmax(jax.random.normal(jax.random.key(0), (50, 3, V)), axis=-1)
   keys = jax.random.split(jax.random.key(1), 50)
   drafts = jnp.argmax(p[:, :2], axis=-1).astype(jnp.int32)
-  assert accept.accept_sampled(keys, drafts, p[:, :2], p).accepted.tolist() == [2] * 50
+  assert right(keys, drafts, p[:, :2], p).accepted.tolist() == [2] * 50
 
 
-@pytest.mark.parametrize("name", ["specattn", "window"])
-def test_decoding_samples_from_the_model_s_distribution(name, decode, reference):
-  """The whole loop: the first two tokens of many sequences against exact probabilities."""
-  config = ModelConfig("llama", 1, 16, 2, 2, 8, 16, V, 256)
-  model = Transformer(config)
-  parameters = jax.tree.map(lambda x: 3 * x, model.init(jax.random.key(0)))
-  sampler = Sampling(temperature=1.3, top_p=0.95)
-  prompt = np.random.default_rng(2).integers(0, V, 12).tolist()
-  behind = lambda *more: reference(config, parameters, [*prompt, *more])[0][-1]
-  logits = np.stack([*(behind(x) for x in range(V)), behind()])
-  p = np.asarray(sampler.probabilities(jnp.asarray(logits, jnp.float32)))
-  method = Method(make_selector(name, Budget.parse("4")), 2, sampler)
-  counts, texts = np.zeros((V, V)), []
-  for seed in range(10):
-    found, acceptances = decode(model, parameters, method, [prompt] * 2048, 2, seed=seed, slots=64)
-    texts += found
-    assert acceptances[0] > 0, "no draft was ever rejected: nothing is tested"
+FEW = 4  # tokens of a vocabulary of which all texts of three tokens are counted
+
+
+@pytest.fixture(scope="module")
+def small():
+  """A model of FEW tokens, in which attention decides and no token is sure; and a prompt."""
+  model = Transformer(ModelConfig("llama", 1, 16, 2, 2, 8, 16, FEW, 256))
+  parameters = jax.tree.map(lambda x: 3 * x, model.init(jax.random.key(3)))
+  parameters["units"][0]["attention"]["output"]["kernel"] *= 5
+  parameters["resident"]["head"]["logits"]["kernel"] /= 9
+  return model, parameters, np.random.default_rng(2).integers(0, FEW, 20).tolist()
+
+
+SAMPLER = Sampling(temperature=1.3, top_p=0.95)
+
+
+def sampled(name, small, decode):
+  """How often each text of three tokens came: the first from the prompt's own row, the second and
+  third from a round of two drafts."""
+  model, parameters, prompt = small
+  settings = {"dense_layers": 0, "page_size": 2} if name == "quest" else {}
+  method = Method(make_selector(name, Budget.parse("2"), **settings), 2, SAMPLER)
+  texts, acceptances = decode(model, parameters, method, [prompt] * 20_480, 3, slots=64)
+  assert name == "full" or sum(acceptances[:-1]) > 50, "nothing is tested without rejections"
+  counts = np.zeros((FEW, FEW, FEW))
   np.add.at(counts, tuple(np.array(texts).T), 1)
-  expected = (p[V][:, None] * p[:V]).ravel()
-  possible = expected > 0
-  assert counts.ravel()[~possible].sum() == 0
-  assert chi_square(counts.ravel()[possible], expected[possible]) > 1e-3
+  return counts.ravel()
+
+
+@pytest.fixture(scope="module")
+def expected(small):
+  """The exact probabilities, from the model's reference."""
+  made = []
+
+  def get(reference):
+    if not made:
+      model, parameters, prompt = small
+      p = np.zeros((FEW, FEW, FEW))
+      behind = lambda *more: np.asarray(
+        SAMPLER.probabilities(
+          jnp.asarray(reference(model.config, parameters, [*prompt, *more])[0][-1], jnp.float32)
+        ),
+        np.float64,
+      )
+      first = behind()
+      for a in range(FEW):
+        second = behind(a)
+        for b in range(FEW):
+          p[a, b] = first[a] * second[b] * behind(a, b)
+      made.append(p.ravel())
+    return made[0]
+
+  return get
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+def test_decoding_samples_from_the_model_s_distribution(name, small, decode, expected, reference):
+  """The whole loop: the tokens of 20,480 sequences against exact probabilities."""
+  counts, p = sampled(name, small, decode), expected(reference)
+  assert counts[p == 0].sum() == 0
+  assert chi_square(counts[p > 0], p[p > 0]) > 1e-3
+
+
+def test_a_wrong_rule_in_the_loop_is_found(small, decode, expected, reference, monkeypatch):
+  """The token behind a rejected draft from p, where p - q is due."""
+
+  def wrong(keys, drafts, hidden, distribution, p):
+    return accept_sampled(keys, drafts, hidden, lambda x: distribution(x) * 0.5, p)
+
+  accept_sampled = accept.accept_sampled
+  monkeypatch.setattr(loop, "accept_sampled", wrong)
+  jax.clear_caches()
+  counts, p = sampled("window", small, decode), expected(reference)
+  jax.clear_caches()
+  assert chi_square(counts[p > 0], p[p > 0]) < 1e-6
+
+
+def test_acceptance_uses_the_very_distribution_drafts_were_drawn_from(small, decode, monkeypatch):
+  """To the bit, though it is computed anew."""
+  seen = {"draft": set(), "loop": set()}
+  of_module = {"draft": drafting, "loop": loop}
+  for where, module in of_module.items():
+    original = module.draft_distribution
+
+    def recorded(*arguments, where=where, original=original):
+      q = original(*arguments)
+      keep = lambda rows: seen[where].update(row.tobytes() for row in np.asarray(rows))
+      jax.debug.callback(keep, q)
+      return q
+
+    monkeypatch.setattr(module, "draft_distribution", recorded)
+  jax.clear_caches()
+  model, parameters, prompt = small
+  method = Method(make_selector("window", Budget.parse("3")), 3, SAMPLER)
+  decode(model, parameters, method, [prompt, prompt[:5]], 30, slots=64)
+  jax.effects_barrier()
+  jax.clear_caches()
+  assert len(seen["loop"]) > 20
+  assert seen["loop"] <= seen["draft"]
 
 
 @pytest.mark.parametrize("gamma", [0, 2])

@@ -1,17 +1,27 @@
-"""Speculation changes no token: every selector, draft length, page size, batch and family."""
+"""Speculation changes no token: every selector, draft length, page size, batch and family.
+
+The test command takes a sample of the grid; scripts/grid_decoding the whole of it.
+"""
 
 import dataclasses
+import itertools
+import os
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from models import kv_cache
-from models.decoding.generate import sequence_keys
+from models.decoding.compare import follow
+from models.decoding.generate import Generator, sequence_keys
 from models.decoding.loop import Method, advance, start
-from models.decoding.selectors import Budget, make_selector
+from models.decoding.sampling import Greedy, Sampling
+from models.decoding.selectors import SELECTORS, Budget, make_selector
 from models.decoding.selectors.base import RoundSettings, Selection, Unscored
 from models.decoding.selectors.scored import Scored
+from models.transformer import Transformer
 
 WANTED = 24
 
@@ -30,35 +40,60 @@ class Nothing(Unscored, RoundSettings):
 
 
 BUDGET = Budget.parse("0.2", floor=8)
-PER_HEAD = Scored(
-  BUDGET,
-  1,
-  rows="all",
-  head_sets="group",
-  rejected_rows_vote=False,
-  decay=0.5,
-  sink=2,
-  recent=4,
-  charge_tail=True,
-)
 
-CASES = {
-  # selector, family, draft length, sequences, bit exact
-  "specattn": (make_selector("specattn", BUDGET), "llama", 4, 3, False),
-  "specattn pages": (make_selector("specattn", BUDGET, page_size=16), "gpt", 3, 8, False),
-  "specattn one": (make_selector("specattn", BUDGET), "gpt", 1, 1, False),
-  "specattn bits": (make_selector("specattn", BUDGET), "llama", 3, 1, True),
-  "window": (make_selector("window", BUDGET), "gpt", 8, 1, False),
-  "window pages": (make_selector("window", Budget.parse("48"), page_size=16), "llama", 3, 3, False),
-  "full": (make_selector("full", BUDGET), "llama", 4, 3, False),
-  "full pages bits": (make_selector("full", BUDGET, page_size=16), "gpt", 1, 3, True),
-  "nothing": (Nothing(BUDGET), "llama", 4, 3, False),
-  "nothing of five": (Nothing(BUDGET, capacity=5), "gpt", 2, 1, False),
-  "a set per head": (PER_HEAD, "llama", 3, 3, False),
-  **{
-    name: (make_selector(name, BUDGET, **({"dense_layers":1} if name=="quest" else {})), "llama", 3, 3, False)
-    for name in ("pillar", "snapkv", "h2o", "quest", "oracle", "random")
-  },
+
+class Case(NamedTuple):
+  selector: str
+  family: str
+  draft_length: int
+  page_size: int
+  sequences: int
+  bit_exact: bool
+
+
+def grid() -> list[Case]:
+  """Every selector, draft length, page size, batch and family, with and without --bit_exact."""
+  return [
+    Case(*values)
+    for values in itertools.product(
+      SELECTORS, ("llama", "gpt"), (1, 3, 4, 8), (1, 16), (1, 3, 8), (False, True)
+    )
+  ]
+
+
+def sample() -> list[Case]:
+  """Each selector with both page sizes, and every other value with every page size and family."""
+  cases = []
+  for i, (name, page_size) in enumerate(itertools.product(SELECTORS, (1, 16))):
+    family = ("llama", "gpt")[(i + i // 2) % 2]
+    exact = i % 9 == 4
+    cases.append(
+      Case(name, family, (1, 3, 4, 8)[(i + i // 4) % 4], page_size, (3, 1, 8)[i % 3], exact)
+    )
+  return cases
+
+
+CASES = grid() if os.environ.get("DECODING_GRID") == "whole" else sample()
+# Every setting that changes what a program computes, and not only what is selected.
+VARIED = {
+  "nothing": (Nothing(BUDGET), 4),
+  "nothing of five": (Nothing(BUDGET, capacity=5), 2),
+  "refresh": (Scored(BUDGET, 16, refresh=3, rows="all", charge_tail=True, sink=2, recent=4), 3),
+  "all settings": (
+    Scored(
+      BUDGET,
+      rows="last",
+      rejected_rows_vote=False,
+      dense_layers=1,
+      decay=0.5,
+      head_aggregation="max",
+      smoothing=3,
+      coverage=0.9,
+      prompt_rows=8,
+      refresh=2,
+    ),
+    3,
+  ),
 }
 
 
@@ -69,26 +104,82 @@ def autoregressive():
 
 @pytest.fixture
 def expected(autoregressive, tiny, ragged, decode):
-  """expected(family, sequences): the autoregressive texts, decoded once."""
+  """expected(family, sequences): the autoregressive texts, decoded once; expected(family,
+  sequences, b): that of sequence b decoded alone, as bits may depend on the batch."""
 
-  def get(family, sequences):
-    if (family, sequences) not in autoregressive:
-      texts, _ = decode(*tiny(family), Method(), ragged(sequences), WANTED)
-      autoregressive[family, sequences] = texts
-    return autoregressive[family, sequences]
+  def get(family, sequences, alone=None):
+    if (family, sequences, alone) not in autoregressive:
+      prompts = ragged(sequences)
+      if alone is None:
+        found, _ = decode(*tiny(family), Method(), prompts, WANTED)
+      else:
+        found = Generator(*tiny(family), Method()).generate([prompts[alone]], WANTED)[0]
+      autoregressive[family, sequences, alone] = found
+    return autoregressive[family, sequences, alone]
 
   return get
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_tokens_are_the_autoregressive_ones(case, expected, tiny, ragged, decode):
-  selector, family, gamma, sequences, bit_exact = CASES[case]
-  method = Method(selector, gamma, bit_exact=bit_exact)
-  texts, acceptances = decode(*tiny(family), method, ragged(sequences), WANTED)
-  assert texts == expected(family, sequences)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+def test_tokens_are_the_autoregressive_ones(case, expected, tiny, ragged, decode, prefilled):
+  dense = {"dense_layers": 1} if case.selector == "quest" else {}
+  selector = make_selector(case.selector, BUDGET, page_size=case.page_size, **dense)
+  method = Method(selector, case.draft_length, bit_exact=case.bit_exact)
+  prompts, wanted = ragged(case.sequences), expected(case.family, case.sequences)
+  if case.bit_exact:  # each sequence as if it were alone, whatever its batch
+    texts = Generator(*tiny(case.family), method).generate(prompts, WANTED)
+    assert texts == [expected(case.family, case.sequences, b) for b in range(case.sequences)]
+    return
+  texts, acceptances = decode(*tiny(case.family), method, prompts, WANTED)
+  if texts != wanted:
+    cache, batch = prefilled(*tiny(case.family), prompts)
+    judged, _ = follow(*tiny(case.family), cache, batch.last, texts)
+    assert all(verdict.identical for verdict in judged), judged
   assert all(len(text) == WANTED for text in texts)
-  if case.startswith("full"):
+  if case.selector == "full":
     assert sum(acceptances[:-1]) == 0, "a draft that sees everything was rejected"
+
+
+@pytest.mark.parametrize("name", VARIED)
+def test_settings_change_no_token(name, expected, tiny, ragged, decode):
+  texts, _ = decode(*tiny("llama"), Method(*VARIED[name]), ragged(3), WANTED)
+  assert texts == expected("llama", 3)
+
+
+@pytest.mark.parametrize(
+  ("name", "settings"),
+  [
+    ("pillar", {"refresh": 0, "prompt_rows": 4}),
+    ("quest", {"dense_layers": 1, "page_size": 8}),
+    ("oracle", {"page_size": 4}),
+    ("full", {"refresh": 3, "dense_layers": 1}),
+    ("window", {"refresh": 2, "page_size": 16}),
+  ],
+)
+def test_with_everything_selected_every_draft_stands(
+  name, settings, expected, tiny, ragged, decode
+):
+  """Also as the tail grows through rounds that keep their selection."""
+  selector = make_selector(name, Budget.parse("1.0"), **settings)
+  texts, acceptances = decode(*tiny("llama"), Method(selector, 4), ragged(3), WANTED)
+  assert texts == expected("llama", 3)
+  assert sum(acceptances[:-1]) == 0
+
+
+def test_a_selection_holds_for_its_rounds(tiny, ragged, prefilled):
+  model, parameters = tiny("llama")
+  method = Method(make_selector("specattn", BUDGET, refresh=3), 2)
+  cache, batch = prefilled(model, parameters, ragged(3))
+  keys = sequence_keys(jax.random.key(0), 3)
+  state = start(model, parameters, method, cache, batch.ends(1), keys, wanted=40)
+  held = []
+  for _ in range(7):
+    # The slowest sequence has emitted one token a round at least.
+    rounds = int(state.selecting.rounds)
+    state = advance(model, parameters, method, state, state.emitted.min() + 1)
+    assert int(state.selecting.rounds) == rounds + 1
+    held.append(np.asarray(state.selecting.held.pages).tobytes())
+  assert [held[i] == held[i - 1] for i in range(1, 7)] == [True, True, False, True, True, False]
 
 
 def test_autoregressive_texts_are_the_reference_s(expected, tiny, ragged, reference):
@@ -98,9 +189,20 @@ def test_autoregressive_texts_are_the_reference_s(expected, tiny, ragged, refere
     assert logits[len(prompt) - 1 : -1].argmax(axis=-1).tolist() == text
 
 
-def test_a_text_does_not_depend_on_its_batch(expected, tiny, ragged, decode):
-  alone, _ = decode(*tiny("llama"), Method(), ragged(3)[2:], WANTED)
-  assert alone[0] == expected("llama", 3)[2]
+@pytest.mark.parametrize("sampler", [Greedy(), Sampling(temperature=1.0, top_k=8)])
+def test_under_bit_exact_a_text_does_not_depend_on_its_batch(sampler, tiny):
+  """Nor on how large a cache the longest prompt of the batch makes."""
+  model, parameters = tiny("llama")
+  model = Transformer(dataclasses.replace(model.config, context=2048))
+  rng = np.random.default_rng(0)
+  prompts = [rng.integers(0, 64, length).tolist() for length in (40, 1200, 600)]
+  method = Method(make_selector("specattn", BUDGET), 3, sampler, bit_exact=True)
+  generator = Generator(model, parameters, method)
+  texts = generator.generate(prompts, WANTED)
+  assert generator.generate(prompts[:1], WANTED) == texts[:1]
+  if sampler.greedy:
+    plain = Generator(model, parameters, Method())
+    assert [plain.generate([prompt], WANTED)[0] for prompt in prompts] == texts
 
 
 def test_streaming_gives_the_same(expected, tiny, ragged, decode):

@@ -1,0 +1,53 @@
+"""Measures this machine for a plan: compiles a unit and times each of a run's steps."""
+
+import dataclasses
+import pathlib
+import tempfile
+from typing import Any, NoReturn
+
+import jax
+from absl import flags
+
+from models.config import ModelConfig
+from models.transformer import Transformer
+from offload import optimizers
+from offload.layout import Layout
+from offload.programs import Programs, Shape
+from offload.sizes import sizes_of
+from offload.store import Store
+from offload.streamer import Settings, Streamer
+from offload.update import Updater
+from schedules.placement import smallest
+from schedules.simulate import Profile
+from schedules.steps import Work
+from schedules.vertical import vertical
+
+FLAGS = flags.FLAGS
+_UNITS = 2  # of the model in hand: all units are alike, and so are their programs
+
+
+def measure(config: ModelConfig, shape: Shape, dtype: Any) -> tuple[Profile, int]:
+  """A profile, and the bytes of device memory that the programs take beside the pools.
+
+  The SSD is that of --store, or of the work folder.
+  """
+  model = Transformer(dataclasses.replace(config, layers=min(_UNITS, config.layers)), dtype)
+  layout = Layout.of(jax.eval_shape(model.init_unit, jax.random.key(0)))
+  optimizer = optimizers.make(FLAGS.optimizer, 1e-3, FLAGS.weight_decay)
+  work = Work(model.units, 1, layout.parts)
+  sizes = sizes_of(model, layout, shape, len(Updater(optimizer, model.dtype).names))
+  pools = smallest(sizes, work, dtype == jax.numpy.float32, depth=1)
+  programs = Programs(model, layout, shape)
+  settings = Settings(vertical, work, pools, optimizer, transport=FLAGS.transport)
+  there = pathlib.Path(FLAGS.store or ".").absolute()
+  there = next(folder for folder in (there, *there.parents) if folder.is_dir())
+  with tempfile.TemporaryDirectory(prefix="probe-", dir=there) as folder:
+    store = Store(pathlib.Path(folder) / "store", {"format": 1}, direct_io=FLAGS.direct_io)
+    streamer = Streamer(model, layout, programs, settings, _no_batch, store)
+    profile = streamer.probe()
+    streamer.remove()
+  return profile, programs.reserved_bytes
+
+
+def _no_batch(iteration: int, micro_batch: int) -> NoReturn:
+  raise AssertionError("Nothing is trained.")

@@ -1,0 +1,121 @@
+"""How near training comes to its bottleneck: the SSD, the computations, or both at once.
+
+    python -m experiments.tables engine --measure     # about 6 minutes on 2 quiet cores
+
+Each case is a flag file of experiments/flags/training; each run a process of its own, with direct
+I/O. A case's figures are medians over rounds of ratios within one run: its median iteration over
+what the probe of the same run saw, or over in-memory training of the same round.
+"""
+
+import statistics
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments import machine
+from experiments.tables import runs
+from experiments.tables.runs import QUICK, Run
+from experiments.tables.table import (
+  NOT_MEASURED,
+  Table,
+  number_text,
+  steady_seconds,
+  times_text,
+)
+
+FLAGS = Path("experiments/flags/training")
+ROUNDS = 5
+_WHOLE = "whole_program"
+
+
+class Case(NamedTuple):
+  """What is the bottleneck, in words; the most that an iteration may take, and of what."""
+
+  title: str
+  wanted: float
+  of: str
+
+
+CASES = {
+  "ssd_bound": Case("SSD", 1.15, "bound"),
+  "tie": Case("SSD and computations alike", 1.25, "bound"),
+  "compute_bound": Case("computations", 1.10, "in memory"),
+}
+
+
+def flags_of(case: str) -> tuple[str, ...]:
+  """A case's flag files: each one follows that of the SSD."""
+  names = dict.fromkeys(("ssd_bound", case))
+  return tuple(f"--flagfile={FLAGS / name}.flags" for name in names)
+
+
+def check(folder: Path, *, quick: bool) -> None:
+  del quick
+  runs.check(folder / "engine")
+
+
+def measure(folder: Path, *, quick: bool) -> None:
+  """Makes the runs of every case, and in-memory training beside the last."""
+  todo = {case: Run((*flags_of(case), *QUICK * quick)) for case in CASES}
+  todo[_WHOLE] = Run((*flags_of("compute_bound"), *QUICK * quick), "peers.whole_program")
+  runs.measure(folder / "engine", todo, 1 if quick else ROUNDS)
+
+
+def table(folder: Path) -> Table:
+  """The table of the runs in `folder/engine`; each may be missing."""
+  found = runs.read(folder / "engine")
+  some = next((each[0] for each in found.values()), None)
+  return Table(
+    name="engine",
+    title="Training: how near an iteration comes to its bottleneck",
+    columns=(
+      "bottleneck",
+      "tokens",
+      "seconds an iteration",
+      "busiest resource",
+      "over its time",
+      "over predicted",
+      "over in memory",
+      "wanted",
+      "spread",
+    ),
+    rows=tuple(_row(case, found) for case in CASES),
+    notes=(
+      "Busiest resource: what has most to do when each step takes what it takes alone, by the probe"
+      " of the same run. Predicted: by the simulator, from the same. In memory: the whole model as"
+      " one JAX program, blocks recomputed likewise. Wanted: at most, and within 10% of predicted.",
+      "Medians of rounds, each run a process; spread: the largest over the smallest median"
+      " iteration of a case.",
+    ),
+    machine=machine.sentence(some["machine"]) if some else "",
+  )
+
+
+def _row(case: str, found: dict[str, list[dict[str, Any]]]) -> tuple[str, ...]:
+  title, wanted, of = CASES[case]
+  limit = f"{times_text(wanted)} {of}"
+  if case not in found:
+    return (title, *[NOT_MEASURED] * 6, limit, NOT_MEASURED)
+  own = found[case]
+  seconds = [steady_seconds(summary) for summary in own]
+  over = lambda field: statistics.median(
+    s / summary[field] for s, summary in zip(seconds, own, strict=True)
+  )
+  whole = found.get(_WHOLE, []) if of == "in memory" else []
+  ratios = [s / steady_seconds(w) for s, w in zip(seconds, whole, strict=False)]
+  tokens = own[0]["tokens_per_second"] * sum(own[0]["seconds_per_iteration"])
+  return (
+    title,
+    number_text(tokens / len(own[0]["seconds_per_iteration"])),
+    number_text(statistics.median(seconds)),
+    statistics.mode(_busiest(summary) for summary in own),
+    times_text(over("bound_seconds_per_iteration")),
+    times_text(over("predicted_seconds_per_iteration")),
+    times_text(statistics.median(ratios)) if ratios else "",
+    limit,
+    times_text(max(seconds) / min(seconds)),
+  )
+
+
+def _busiest(summary: dict[str, Any]) -> str:
+  resources = summary["resource_seconds"]
+  return max(resources, key=resources.__getitem__).replace("_", " ")

@@ -1,0 +1,64 @@
+"""A run's resident set, seen from outside the process, against the budgets that it was given.
+
+    python -m experiments.tables memory --measure     # about 2 minutes on 2 cores
+
+Optimizer states are five times the host's budget. What the program itself takes (the interpreter,
+JAX, compiled programs, the text) is what the same program takes with a model of three units of
+width 32; on a CPU the device's buffers are in the resident set too.
+"""
+
+from pathlib import Path
+
+from experiments import machine, program, run_log
+from experiments.tables import runs
+from experiments.tables.engine import FLAGS
+from experiments.tables.runs import Run
+from experiments.tables.table import NOT_MEASURED, Table, bytes_text
+
+QUICK = ("--model=bytes-10m", "--host_memory_budget=16MiB", "--device_memory_budget=24MiB")
+_TINY = ("--model=gpt-bytes-tiny", "--host_memory_budget=1MiB", "--device_memory_budget=4MiB")
+
+
+def check(folder: Path, *, quick: bool) -> None:
+  del quick
+  runs.check(folder / "memory")
+
+
+def measure(folder: Path, *, quick: bool) -> None:
+  own = (f"--flagfile={FLAGS / 'beyond_memory.flags'}",)
+  todo = {"tiny": Run((*own, *_TINY)), "large": Run((*own, *QUICK * quick))}
+  runs.measure(folder / "memory", todo, 1)
+
+
+def budgets_of(run: Path) -> dict[str, int]:
+  """The bytes of the host's and the device's budget that a run's flag file gives."""
+  lines = (run / run_log.FLAGS_FILE).read_text().splitlines()
+  given = dict(line.removeprefix("--").split("=", 1) for line in lines if "=" in line)
+  return {tier: program.size(given[f"{tier}_memory_budget"]) for tier in ("host", "device")}
+
+
+def table(folder: Path) -> Table:
+  """The table of the runs in `folder/memory`, if they are there."""
+  found = {name: each[0] for name, each in runs.read(folder / "memory").items()}
+  heading = {
+    "name": "memory",
+    "title": "Training: the resident set beside the budgets, from outside the process",
+    "columns": ("what", "bytes"),
+  }
+  names = ("optimizer states", "budget, host", "budget, device", "program itself")
+  last = ("resident set, at most", "resident set, peak")
+  if set(found) != {"tiny", "large"}:
+    blank = tuple((name, NOT_MEASURED) for name in (*names, *last))
+    return Table(rows=blank, notes=("--measure makes the runs.",), **heading)
+  budgets = budgets_of(folder / "memory" / "large.0")
+  base = found["tiny"]["peak_resident_bytes"]
+  states = found["large"]["optimizer_state_bytes"]
+  values = (states, budgets["host"], budgets["device"], base)
+  peak = found["large"]["peak_resident_bytes"]
+  rows = zip((*names, *last), (*values, sum(values[1:]), peak), strict=True)
+  return Table(
+    rows=tuple((name, bytes_text(value)) for name, value in rows),
+    notes=("The system's VmHWM of each process; program itself: with a tiny model.",),
+    machine=machine.sentence(found["large"]["machine"]),
+    **heading,
+  )
