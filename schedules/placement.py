@@ -68,7 +68,7 @@ def place(
   delayed = sizes.elements.get(Part.DELAYED, 0) / sum(sizes.elements.values())
   best = fastest(schedule, work, sizes, room, master_is_parameter, profile, delayed)
   if best is None:
-    raise ValueError(nothing_fits(schedule, work, sizes, room, master_is_parameter, delayed))
+    raise ValueError(nothing_fits(work, sizes, room))
   return rounded(best, room)
 
 
@@ -177,7 +177,7 @@ def rounded(best: tuple[Case, Solution], room: Budgets) -> Pools:
     if not count_of(case.moves, kind, SSD_QUEUES):
       homes = {**pools.homes, kind: Tier.HOST}
       at_home = dataclasses.replace(pools, homes=homes)
-      if pools.homes[kind] is Tier.SSD and _fits(at_home, case.work, room):
+      if pools.homes[kind] is Tier.SSD and not pools.spilled and _fits(at_home, case.work, room):
         pools = at_home
   return pools
 
@@ -199,28 +199,14 @@ def _fits(pools: Pools, work: Work, room: Budgets) -> bool:
   return all(limit is None or peaks[tier] <= limit for tier, limit in room.items())
 
 
-def nothing_fits(
-  schedule: Schedule,
-  work: Work,
-  sizes: Sizes,
-  room: Budgets,
-  master_is_parameter: bool,
-  delayed: float,
-) -> str:
-  """The sentence for a placement that fails though a unit and what it needs would fit."""
-  structure = smallest_structure(work, master_is_parameter, 1)
-  structure = dataclasses.replace(structure, boundaries=(Tier.SSD, Tier.SSD))
-  counted = moves(schedule, work, structure)
-  case = Case(counted, structure, work, sizes, room, UNMEASURED)
-  lacking = solve(case, delayed, "excess")
-  largest = solve(case, None, "most delayed") if Part.NOW in work.parts else None
-  if delayed and largest is not None and lacking is not None:
-    return (
-      f"--delayed_fraction={delayed:.2f} needs {math.ceil(lacking.excess)} more bytes of host "
-      f"memory for delayed gradients; the largest that fits is {largest.delayed:.2f}."
-    )
+def nothing_fits(work: Work, sizes: Sizes, room: Budgets) -> str:
+  """The sentence for vectors that find no room, though a unit and what it needs would."""
   whole = work.units * sum(sizes.bytes(kind) for kind in CUT)
+  waiting = work.units * sizes.widths[Kind.GRADIENTS] * sizes.elements.get(Part.DELAYED, 0)
+  there = lambda tier: "any number" if room.get(tier) is None else str(room[tier])
   return (
-    f"No placement fits: parameters, states and gradients take {whole} bytes, for which there are "
-    f"{room.get(Tier.HOST)} of host memory and {room.get(Tier.SSD)} on SSD."
+    f"No placement fits: parameters, states and gradients take {whole} bytes"
+    + (f" ({waiting} of them delayed gradients, which wait for their update)" if waiting else "")
+    + f", for which there are {there(Tier.HOST)} of host memory and {there(Tier.SSD)} on SSD: "
+    "raise --host_memory_budget, or name a --store on a larger disk."
   )

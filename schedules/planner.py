@@ -131,7 +131,7 @@ class Planner:
     )
     if free is None or free[1].seconds > WORTH * best[1].seconds:
       return best
-    smallest = solve(free[0], None, "delayed", within=free[1].seconds / WORTH)
+    smallest = solve(free[0], None, within=free[1].seconds / WORTH)
     least = smallest.delayed if smallest is not None else free[1].delayed
     fraction = next(f for f in FRACTIONS if f >= least - 1e-9)
     later = self._at(schedule, micro_batches, fraction)
@@ -146,9 +146,7 @@ class Planner:
       *(schedule, work, sizes, self._room, self.master_is_parameter, self.profile, share)
     )
     if best is None:
-      raise ValueError(
-        nothing_fits(schedule, work, sizes, self._room, self.master_is_parameter, share)
-      )
+      raise ValueError(nothing_fits(work, sizes, self._room))
     return best
 
   @property

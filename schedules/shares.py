@@ -16,13 +16,13 @@ from schedules.moves import PHASES, UPDATE, Move, computation_seconds, draws
 from schedules.pools import CUT, PAGE, PERSISTENT, Sizes
 from schedules.simulate import Profile
 from schedules.steps import Kind, Part, Queue, Tier, Work
-from schedules.structure import Structure
+from schedules.structure import BOUNDARIES, Structure
 
 HOMES = (Tier.HOST, Tier.SSD)
 _SSD_QUEUES = (Queue.SSD_READ, Queue.SSD_WRITE)
 # Of placements equally fast, the one that moves less; of those, the one that keeps less on SSD.
 _MOVING, _KEEPING = 1e-3, 1e-6
-_DELAYED, _SPILLED, _EXCESS = "delayed", "spilled", "excess"
+_DELAYED, _SPILLED = "delayed", "spilled"
 _CONSTANT = "constant"
 Terms = dict[object, float]  # coefficient of each variable, and of `_CONSTANT`
 
@@ -55,29 +55,19 @@ class Solution:
   on_host: dict[Kind, dict[Part, float]]
   spilled: float
   delayed: float
-  excess: float  # bytes of host memory that are lacking
 
 
-def solve(
-  case: Case, delayed: float | None, aim: str = "seconds", within: float | None = None
-) -> Solution | None:
+def solve(case: Case, delayed: float | None, within: float | None = None) -> Solution | None:
   """The best shares, or None where nothing fits.
 
-  `delayed` is the delayed fraction, or None where it is to be chosen. `aim` is what to minimise:
-  seconds, the delayed fraction among iterations of at most `within` seconds, or the excess bytes of
-  host memory. With the aim "most delayed" the delayed fraction is maximised.
+  `delayed` is the delayed fraction, or None where it is to be chosen. With `within` it is the
+  smallest among iterations of at most so many seconds; otherwise that of the fastest.
   """
   program = _Program()
-  scale = _write(case, program, delayed, excess=aim == _EXCESS)
+  scale = _write(case, program, delayed)
   if within is not None:
     program.at_most({("seconds", phase): 1.0 for phase in PHASES}, within / scale)
-  objectives: dict[str, Terms] = {
-    "seconds": program.cost,
-    _DELAYED: {_DELAYED: 1.0},
-    "most delayed": {_DELAYED: -1.0},
-    _EXCESS: {_EXCESS: 1.0},
-  }
-  values = program.minimise(objectives[aim])
+  values = program.minimise(program.cost if within is None else {_DELAYED: 1.0})
   return None if values is None else _solution(case, program, values, scale)
 
 
@@ -94,9 +84,8 @@ def _solution(
   }
   seconds = sum(values["seconds", phase] for phase in PHASES)
   cost = sum(c * values.get(name, 1.0) for name, c in program.cost.items())
-  excess = values.get(_EXCESS, 0.0) * case.elements
   return Solution(
-    cost * scale, seconds * scale, on_host, values.get(_SPILLED, 0.0), values[_DELAYED], excess
+    cost * scale, seconds * scale, on_host, values.get(_SPILLED, 0.0), values[_DELAYED]
   )
 
 
@@ -132,7 +121,7 @@ class _Program:
     return dict(zip(names, map(float, found.x), strict=True)) if found.status == 0 else None
 
 
-def _write(case: Case, program: _Program, delayed: float | None, *, excess: bool) -> float:
+def _write(case: Case, program: _Program, delayed: float | None) -> float:
   """Writes variables and rows; returns the seconds that count as one."""
   program.variable(_DELAYED, 1.0)
   for kind in CUT:
@@ -141,8 +130,6 @@ def _write(case: Case, program: _Program, delayed: float | None, *, excess: bool
         program.variable((kind, part, home))
   if case.spills:
     program.variable(_SPILLED, float(case.work.micro_batches))
-  if excess:
-    program.variable(_EXCESS)
   for phase in PHASES:
     program.variable(("seconds", phase))
   if delayed is not None:
@@ -151,7 +138,7 @@ def _write(case: Case, program: _Program, delayed: float | None, *, excess: bool
     for part in case.work.parts:
       terms: Terms = {(kind, part, home): 1.0 for home in HOMES}
       program.equal(terms | {_DELAYED: 1.0 if part is Part.NOW else -1.0}, float(part is Part.NOW))
-  _memory_rows(case, program, excess=excess)
+  _memory_rows(case, program)
   return _time_rows(case, program)
 
 
@@ -206,18 +193,19 @@ def _terms(case: Case, move: Move) -> Iterator[tuple[object, float]]:
         (move.what, piece.part, piece.home),
         case.elements * sizes.widths[move.what] / rate,
       )
-  elif case.spills and move.what is Kind.BOUNDARY:
+  elif case.spills and case.structure.home(Kind(move.what)) is Tier.HOST:
     yield _SPILLED, sizes.whole[move.what] / rate / case.structure.spilled
   else:
     yield _CONSTANT, latency + sizes.whole[move.what] / rate
 
 
-def _memory_rows(case: Case, program: _Program, *, excess: bool) -> None:
+def _memory_rows(case: Case, program: _Program) -> None:
   """In units of a vector's elements. What rounding to pages may add on SSD is kept free."""
   structure, work, sizes = case.structure, case.work, case.sizes
   base = dataclasses.replace(structure, spilled=min(structure.spilled, 1) if case.spills else 0)
   fixed = (base if case.spills else structure).whole_bytes(work, sizes)
-  boundary = work.last * sizes.whole[Kind.BOUNDARY] / case.elements
+  spilling = (kind for kind in BOUNDARIES if structure.home(kind) is Tier.HOST)
+  boundary = work.last * sum(sizes.whole[kind] for kind in spilling) / case.elements
   for tier, sign in ((Tier.HOST, -1.0), (Tier.SSD, 1.0)):
     limit = case.room.get(tier)
     if limit is None:
@@ -235,6 +223,4 @@ def _memory_rows(case: Case, program: _Program, *, excess: bool) -> None:
     if tier is Tier.SSD:
       widths = sum(sizes.widths[kind] for kind in CUT)
       row[_CONSTANT] += work.units * len(work.parts) * PAGE * widths / case.elements
-    if excess and tier is Tier.HOST:
-      row[_EXCESS] = -1.0
     program.at_most(row, limit / case.elements)

@@ -85,7 +85,7 @@ class Structure:
     for kind in BOUNDARIES:
       home, size = self.home(kind), sizes.whole[kind]
       at = dict.fromkeys(Tier, 0) | {home: work.last * work.micro_batches}
-      if kind is Kind.BOUNDARY and home is Tier.HOST:
+      if home is Tier.HOST:
         at = {**at, Tier.HOST: at[Tier.HOST] - work.last * self.spilled}
         at[Tier.SSD] = work.last * self.spilled
       below = 0
@@ -133,7 +133,9 @@ def _alone(structure: Structure, group: tuple[Kind, ...]) -> Structure:
       out = out.with_ring(tier, kind, depth)
   for kind in BOUNDARIES:
     if kind in group:
-      out = out.with_home(kind, structure.home(kind), structure.spilled)
+      out = dataclasses.replace(
+        out.with_home(kind, structure.home(kind)), spilled=structure.spilled
+      )
   return out
 
 
@@ -229,7 +231,7 @@ def _on_lines(
 
 
 def _is_spill(move: Move) -> bool:
-  return move.what is Kind.BOUNDARY and move.queue in (Queue.SSD_READ, Queue.SSD_WRITE)
+  return move.what in BOUNDARIES and move.queue in (Queue.SSD_READ, Queue.SSD_WRITE)
 
 
 @functools.lru_cache(maxsize=4096)
