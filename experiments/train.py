@@ -94,6 +94,9 @@ _positive("keep", 1, "Commits that the store keeps.")
 flags.DEFINE_bool("verify_reads", False, "Hold whatever is read from SSD against its checksum.")
 flags.DEFINE_bool("overlap", True, "Run the queues at the same time; off: strictly in list order.")
 flags.DEFINE_integer("evaluation_batches", 8, "Held-out micro-batches at the end.", lower_bound=0)
+flags.DEFINE_bool(
+  "save_model", True, "Leave the trained model under checkpoint/; it is whole in memory meanwhile."
+)
 flags.DEFINE_bool("dry_run", False, "Print steps, bytes and peaks of the run, and touch nothing.")
 
 
@@ -201,7 +204,8 @@ def main(plan: Plan) -> None:
     result = run.train()
     cpu_seconds = time.process_time() - cpu_seconds
     bits = _heldout_bits(plan, run.streamer)
-    _save(plan, run.streamer)
+    if FLAGS.save_model:
+      _save(plan, run.streamer)
   peaks = run.streamer.peak_bytes | {"device": programs.reserved_bytes}
   summary = train_report.summary(plan.settings, profile, result, peaks, cpu_seconds, _tokens())
   lines = read_metrics(plan.workdir)

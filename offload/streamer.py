@@ -10,6 +10,7 @@ import numpy as np
 
 from offload import snapshot
 from offload.actions import Actions
+from offload.buffers import give_back
 from offload.device_slots import DeviceSlots
 from offload.executor import Executor
 from offload.feed import Batch, Batches, Feed
@@ -109,6 +110,7 @@ class Streamer:
     else:
       self._state.initialise(jax.random.key(settings.seed), settings.optimizer)
     self._judge = Judge(settings.clip_norm, loss_scale)
+    give_back()
 
   @property
   def peak_bytes(self) -> dict[str, int]:
@@ -188,11 +190,13 @@ class Streamer:
     return sum(losses) / sum(int((batch.targets >= 0).sum()) for batch in batches)
 
   def probe(self) -> Profile:
-    """What this run's computations and transfers take on this machine, measured one at a time."""
-    return probe(
+    """What this run's computations and transfers take on this machine."""
+    profile = probe(
       *(self._layout, self._programs, self.resident_parameters, self._updater),
       *(self._transport, self._state.specs, self._store, self.iteration),
     )
+    give_back()
+    return profile
 
   def unit_parameters(self, unit: int) -> Any:
     """One unit's parameters in host memory."""
