@@ -45,7 +45,7 @@ def measure(config: ModelConfig, shape: Shape, dtype: Any) -> tuple[Profile, int
     store = Store(pathlib.Path(folder) / "store", {"format": 1}, direct_io=FLAGS.direct_io)
     streamer = Streamer(model, layout, programs, settings, _no_batch, store)
     profile = streamer.probe()
-    streamer.close()
+    streamer.release()
   return profile, programs.reserved_bytes
 
 

@@ -126,9 +126,9 @@ def main(setting: Setting) -> None:
 def head(setting: Setting) -> str:
   """What is planned, and what the figures rest on."""
   shape, machine = setting.shape, setting.machine
-  billions = setting.config.layers * elements(setting.sizes) / 1e9
+  millions = setting.config.layers * elements(setting.sizes) / 1e6
   lines = [
-    f"{FLAGS.model}: {setting.config.layers} units, {billions:.1f} billion streamed parameters in "
+    f"{FLAGS.model}: {setting.config.layers} units, {millions:,.4g} million streamed parameters in "
     f"{_dtype()}, micro-batches of {shape.sequences} x {shape.tokens} tokens, {FLAGS.optimizer}."
   ]
   if machine is None:

@@ -30,25 +30,29 @@ from models.config import PRESETS
 from models.transformer import Transformer
 from models.weights import checkpoint
 from offload import manifest, optimizers, snapshot
-from offload.actions import Batch
 from offload.block_files import sync_folders, sync_tree
 from offload.budget import budgets
 from offload.checksums import Corrupt
+from offload.feed import Batch
 from offload.layout import Layout
+from offload.passes import NonFiniteGradientError
 from offload.programs import Programs, Shape
+from offload.result import Iteration, Result
 from offload.sizes import sizes_of
 from offload.snapshot import Commit
 from offload.state import environment
 from offload.store import Store
-from offload.streamer import Result, Settings, Streamer
+from offload.streamer import Settings, Streamer
 from offload.transport import TRANSPORTS
 from offload.update import Updater
+from offload.verdict import UNSCALED, LossScale
 from schedules import registry
 from schedules.check import check_schedule
 from schedules.placement import Budgets, place
 from schedules.pools import Pools, Sizes
 from schedules.replay import check_derived
 from schedules.steps import Tier, Work
+from schedules.whole_step import with_whole_step
 
 FLAGS = flags.FLAGS
 _positive = functools.partial(flags.DEFINE_integer, lower_bound=1)
@@ -73,7 +77,17 @@ flags.DEFINE_enum("optimizer", "adamw", optimizers.OPTIMIZERS, "An elementwise o
 flags.DEFINE_float("learning_rate", 3e-3, "Peak learning rate.", lower_bound=0.0)
 flags.DEFINE_integer("warmup", 20, "Iterations of linear warm-up.", lower_bound=0)
 flags.DEFINE_float("weight_decay", 0.1, "Decoupled weight decay of matrices.", lower_bound=0.0)
-flags.DEFINE_enum("parameter_dtype", "float32", ["float32", "bfloat16"], "Of the parameters.")
+flags.DEFINE_float(
+  "clip_norm", 0.0, "Clip gradients to this global norm; 0: off. Needs --delayed_fraction=1."
+)
+flags.DEFINE_enum(
+  "parameter_dtype",
+  "float32",
+  ["float32", "bfloat16", "float16"],
+  "Of parameters and activations; gradients are summed and steps taken in float32, always.",
+)
+flags.DEFINE_float("loss_scale", 2.0**16, "Factor on the loss, at first: float16 only.")
+_positive("loss_scale_interval", 2000, "Good steps after which the loss scale doubles.")
 program.DEFINE_size("host_memory_budget", None, "Bytes of host memory for buffers (most of it).")
 program.DEFINE_size("device_memory_budget", None, "Bytes of device memory (most of it).")
 flags.DEFINE_string("store", None, "Folder on SSD for what streams (<workdir>/store).")
@@ -86,6 +100,9 @@ flags.DEFINE_bool("keep_store", False, "Leave the store, with its last commit, a
 flags.DEFINE_bool("verify_reads", False, "Hold whatever is read from SSD against its checksum.")
 flags.DEFINE_bool("overlap", True, "Run the queues at the same time; off: strictly in list order.")
 flags.DEFINE_integer("evaluation_batches", 8, "Held-out micro-batches at the end.", lower_bound=0)
+flags.DEFINE_bool(
+  "save_model", True, "Leave the trained model under checkpoint/; it is whole in memory meanwhile."
+)
 flags.DEFINE_bool("dry_run", False, "Print steps, bytes and peaks of the run, and touch nothing.")
 
 
@@ -93,7 +110,7 @@ _SECONDS_BETWEEN_LINES = 10
 _CONFIGURATION = (  # what decides the trained bits: a run goes on only with the same
   *("model", "data", "seed", "schedule", "micro_batches", "micro_batch_size", "sequence_length"),
   *("position_span", "iterations", "optimizer", "learning_rate", "warmup", "weight_decay"),
-  "parameter_dtype",
+  *("clip_norm", "parameter_dtype", "loss_scale", "loss_scale_interval"),
 )
 
 
@@ -162,6 +179,7 @@ def check() -> Plan:
   layout = Layout.of(unit, FLAGS.delayed_fraction)
   work = Work(model.units, FLAGS.micro_batches, layout.parts)
   check_schedule(schedule, work)
+  work = with_whole_step(schedule, work)
   if not math.isfinite(FLAGS.learning_rate + FLAGS.weight_decay):
     raise ValueError("--learning_rate and --weight_decay must be finite numbers.")
   workdir, store, commits = _folders()
@@ -184,6 +202,7 @@ def check() -> Plan:
   settings = Settings(
     *(schedule, work, pools, optimizer, FLAGS.seed),
     *(FLAGS.transport, FLAGS.overlap, FLAGS.verify_reads, FLAGS.keep),
+    *(FLAGS.clip_norm, _loss_scale()),
   )
   return Plan(model, layout, sizes, shape, limits, settings, corpus, workdir, store, commits)
 
@@ -208,10 +227,13 @@ def main(plan: Plan) -> None:
     result = run.train()
     cpu_seconds = time.process_time() - cpu_seconds
     bits = _heldout_bits(plan, run.streamer)
-    _save(plan, run.streamer)
+    if FLAGS.save_model:
+      _save(plan, run.streamer)
     peaks = run.streamer.peak_bytes | {"device": programs.reserved_bytes}
     summary = train_report.summary(plan.settings, profile, result, peaks, cpu_seconds, _tokens())
-    summary |= {"losses": [line["loss"] for line in read_metrics(plan.workdir)]}
+    lines = read_metrics(plan.workdir)
+    summary |= {"losses": [line["loss"] for line in lines]}
+    summary |= {"skipped_steps": sum(line["skipped"] for line in lines)}
     summary |= {"resumed_at": plan.done, "commits": run.commits}
     summary["heldout_bits_per_byte"] = bits
     summary["bigram_bits_per_byte"] = bigram_bits
@@ -261,7 +283,10 @@ class _Run:
         count = FLAGS.iterations - streamer.iteration
         count = min(FLAGS.commit_every or count, count)
         tell, commits = _progress(self._log, bar), FLAGS.commit_every > 0
-        result = result.then(streamer.run(count, tell, stop=self._stop, commits=commits))
+        try:
+          result = result.then(streamer.run(count, tell, stop=self._stop, commits=commits))
+        except NonFiniteGradientError as error:
+          raise program.Failure(f"{error} {self.advice(None)}") from error
         if commits or self._stop():
           self._commit()
     if self._stop():
@@ -345,12 +370,26 @@ def _optimizer() -> Any:
   return optimizers.make(FLAGS.optimizer, rate, FLAGS.weight_decay)
 
 
-def _progress(log: RunLog, bar: tqdm) -> Callable[[int, float], None]:
+def _loss_scale() -> LossScale:
+  if FLAGS.parameter_dtype == "float16":
+    return LossScale(FLAGS.loss_scale, FLAGS.loss_scale_interval)
+  for name in ("loss_scale", "loss_scale_interval"):
+    if FLAGS[name].value != FLAGS[name].default:
+      raise ValueError(f"--{name} is for --parameter_dtype=float16: leave it out.")
+  return UNSCALED
+
+
+def _progress(log: RunLog, bar: tqdm) -> Callable[[Iteration], None]:
   told = time.monotonic()
 
-  def tell(iteration: int, loss: float) -> None:
+  def tell(known: Iteration) -> None:
     nonlocal told
-    log.metric(iteration=iteration, loss=loss, bits=loss / math.log(2), tokens=_tokens())
+    iteration, loss, norm, skipped, loss_scale = known
+    values = {"loss": loss, "bits": loss / math.log(2), "tokens": _tokens()}
+    values |= {"gradient_norm": norm, "skipped": skipped}
+    if FLAGS.parameter_dtype == "float16":
+      values["loss_scale"] = loss_scale
+    log.metric(iteration=iteration, **values)
     bar.update()
     if bar.disable and time.monotonic() - told > _SECONDS_BETWEEN_LINES:  # no terminal: lines
       told = time.monotonic()

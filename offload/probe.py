@@ -66,7 +66,8 @@ def probe(
   sizes = zip(calls, (bytes_of(views), bytes_of(gradients), states.nbytes), strict=True)
   rates = {queue: size / costs[queue].seconds for queue, size in sizes}
   latencies = dict.fromkeys(Queue, _step_seconds())
-  disk, moving = _disk(store, states, rates, latencies)
+  others = specs.vector(Kind.STATES, layout.elements)
+  disk, moving = _disk(store, states, others, rates, latencies)
   costs |= moving
   if jax.default_backend() == "cpu":
     busy = sum(c.seconds * c.cores for c in device) / sum(c.seconds for c in device)
@@ -92,16 +93,22 @@ def _computations(programs: Programs, resident: Any, unit: Any) -> tuple[Call, C
 
 
 def _disk(
-  store: Store, states: np.ndarray, rates: dict[Queue, float], latencies: dict[Queue, float]
+  store: Store,
+  states: np.ndarray,
+  others: np.ndarray,
+  rates: dict[Queue, float],
+  latencies: dict[Queue, float],
 ) -> tuple[Shared, dict[Queue, _Cost]]:
-  """Reads and writes of a unit's states, a row each as the run does; adds to rates and latencies.
+  """Writes a unit's states and reads another's, a row each as the run does; adds to rates and
+  latencies.
 
   One row and all of them tell the seconds of a step from those of its bytes.
   """
   written = {f"probe/written/{i}": row for i, row in enumerate(states)}
-  found = {f"probe/read/{i}": row.copy() for i, row in enumerate(states)}
+  found = {f"probe/read/{i}": row for i, row in enumerate(others)}
   for name, row in (written | found).items():
     store.create(name, row.size, row.dtype)
+  store.write(found)  # space that was never written is read without the disk
   calls = {Queue.SSD_READ: lambda: store.read(found), Queue.SSD_WRITE: lambda: store.write(written)}
   costs = {queue: _cost(call) for queue, call in calls.items()}
   first = lambda rows: dict(list(rows.items())[:1])

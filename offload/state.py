@@ -1,5 +1,6 @@
 """A model in training between two iterations: vectors at home, and what stays on the device."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from offload.resident import Resident
 from offload.snapshot import Commit, Record
 from offload.store import Store
 from offload.update import Updater
+from offload.verdict import LossScale
 from schedules.pools import PERSISTENT, Pools
 from schedules.steps import Access, Kind, Mode, Object, Part, Slice, Tier, Work
 
@@ -80,7 +82,7 @@ class State:
     initial = jax.jit(model.init_resident)(jax.random.fold_in(key, model.units))
     self.resident = Resident(initial, optimizer, model.dtype)
 
-  def commit(self, iteration: int, keep: int) -> int:
+  def commit(self, iteration: int, keep: int, loss_scale: LossScale) -> int:
     """Makes the state after `iteration` iterations current on disk; returns the bytes written.
 
     Nothing may be pending or under way. `keep` commits are kept, this one the newest of them.
@@ -96,8 +98,8 @@ class State:
     written += self._generations.write(leaves, checksum=True)
     records |= {n: self._generations.record(n, leaf.dtype) for n, leaf in leaves.items()}
     scalars = [_said(scalar) for scalar in self._updater.scalars(iteration)]
-    scalars_of = {"optimizer": scalars}
-    commit = Commit(iteration, records, self._slices(), scalars_of, environment())
+    whole_step = {"optimizer": scalars, "loss_scale": dataclasses.asdict(loss_scale)}
+    commit = Commit(iteration, records, self._slices(), whole_step, environment())
     snapshot.write(self._store.folder, commit)
     self._generations.keep(snapshot.prune(self._store.folder, keep))
     self._generations.sweep()

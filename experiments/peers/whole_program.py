@@ -31,7 +31,7 @@ def main(plan: train.Plan) -> None:
   parameters = jax.jit(model.init)(key)
   state = jax.jit(transformation.init)(parameters)
   step = jax.jit(functools.partial(_step, model, transformation), donate_argnums=(0, 1))
-  losses, seconds = [], []
+  losses, seconds, used = [], [], time.process_time()
   for iteration in range(train.FLAGS.iterations):
     batches = [plan.batch(iteration, m) for m in range(train.FLAGS.micro_batches)]
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
@@ -41,6 +41,7 @@ def main(plan: train.Plan) -> None:
     losses.append(float(loss))
   tokens = stacked.targets.size * len(seconds) / sum(seconds)
   summary = {"losses": losses, "seconds_per_iteration": seconds, "tokens_per_second": tokens}
+  summary["cpu_seconds"] = time.process_time() - used
   log.finish(summary, f"loss {losses[-1]:.4f}, {tokens:,.0f} tokens/s")
 
 

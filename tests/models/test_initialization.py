@@ -20,19 +20,21 @@ def parameters():
   return initialization.copying(Transformer(CONFIG), jax.random.key(3))
 
 
+@pytest.mark.parametrize("back", [1, 2, 3])
 @pytest.mark.parametrize("start", [0, 20_000])
-def test_the_first_head_looks_at_the_previous_token_wherever_it_stands(parameters, start):
+def test_the_first_heads_look_back_wherever_they_stand(parameters, start, back):
   tokens = np.random.default_rng(0).integers(0, 256, 200)
   x = np.asarray(parameters["resident"]["embed"]["tokens"]["embedding"])[tokens]
   x = x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + CONFIG.norm_epsilon)
   attention = parameters["units"][0]["attention"]
+  columns = slice((back - 1) * CONFIG.head_size, back * CONFIG.head_size)
   positions = jnp.arange(start, start + 200)[None]
   head = lambda name: rotate(
-    (x @ attention[name]["kernel"][:, : CONFIG.head_size])[None, None], positions, CONFIG.rope_theta
+    (x @ attention[name]["kernel"][:, columns])[None, None], positions, CONFIG.rope_theta
   )[0, 0]
   logits = np.asarray(head("query") @ head("key").T) / np.sqrt(CONFIG.head_size)
   logits[np.triu_indices(200, 1)] = -np.inf
-  assert (logits.argmax(axis=1)[1:] == np.arange(199)).mean() > 0.8
+  assert (logits.argmax(axis=1)[back:] == np.arange(200 - back)).mean() > 0.9
 
 
 def test_an_untrained_head_says_the_token_that_it_attends_to(parameters):

@@ -57,7 +57,7 @@ def cases(draw):
 
 
 @hypothesis.given(cases())
-@hypothesis.settings(max_examples=20)
+@hypothesis.settings(max_examples=10)
 def test_predicted_bytes_are_those_of_the_derived_list(case):
   schedule, work, structure, shares = case
   sizes = make_sizes(work.parts)

@@ -1,0 +1,107 @@
+"""The plan program as a user runs it."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from experiments import hardware, plan_report
+
+ROOT = pathlib.Path(__file__).parents[2]
+SMALL = ("--model=bytes-3m", "--micro_batch_size=2", "--sequence_length=64")
+
+
+def plan(*flags):
+  return subprocess.run(
+    [sys.executable, "-m", "experiments.plan", *map(str, flags)],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+
+
+@pytest.fixture(scope="module")
+def gpt_65b(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("plan") / "run"
+  done = plan(
+    *("--model=gpt-65b", "--hardware=a100-paper", "--micro_batches=60", "--micro_batch_size=2"),
+    *("--sequence_length=2048", f"--workdir={folder}"),
+  )
+  assert done.returncode == 0, done.stderr
+  return json.loads((folder / "summary.json").read_text()), done.stdout
+
+
+def test_gpt_65b_beside_the_paper(gpt_65b):
+  summary, said = gpt_65b
+  rows = summary["sensitivity"]
+  assert rows["as assumed"]["published"] == pytest.approx(1.95, rel=0.02)
+  assert rows["4-byte gradients in both"]["published"] == pytest.approx(2.84, rel=0.02)
+  assert rows["as assumed"]["ours"] == pytest.approx(summary["vertical_over_horizontal"], rel=0.01)
+  assert rows["1 sequence a micro-batch, as many tokens"]["ours"] > rows["as assumed"]["ours"]
+  assert rows["link x 2.0"]["ours"] < rows["as assumed"]["ours"]
+  assert "the paper reports 1.96" in said and "assumed: 55% of 312 TFLOP/s" in said
+
+
+def test_the_summary_holds_the_choice(gpt_65b):
+  summary, said = gpt_65b
+  assert summary["flags"]["micro_batches"] == 60 and summary["flags"]["schedule"] == "vertical"
+  assert summary["binding"] == "device"
+  assert summary["predicted_seconds_per_iteration"] == pytest.approx(777, rel=0.02)
+  assert set(summary["peak_bytes"]) == {"device", "host", "ssd"}
+  assert summary["peak_bytes"]["host"] <= 400e9 and summary["peak_bytes"]["device"] <= 80e9
+  assert set(summary["schedules"]) == {"vertical", "horizontal"}
+  assert {"device", "ssd_read", "host_update", "link"} <= set(summary["predicted_busy_seconds"])
+  assert "bound by device" in said
+
+
+def test_without_micro_batches_the_curve_is_printed(tmp_path):
+  done = plan(*(*SMALL, "--hardware=h200", "--delayed_fraction=0"), f"--workdir={tmp_path / 'run'}")
+  assert done.returncode == 0, done.stderr
+  summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+  assert [row["micro_batches"] for row in summary["curve"]][:3] == [1, 2, 3]
+  assert "<- chosen" in done.stdout
+  assert summary["peak_bytes"]["ssd"] == 0  # it all fits
+
+
+@pytest.mark.parametrize(
+  "flags, sentence",
+  [
+    (("--hardware=nowhere",), "--hardware=nowhere is no profile: take one of a100-paper, h200"),
+    (("--hardware=h200", "--host_memory_budget=1MiB"), "--host_memory_budget=1048576 is too small"),
+    (("--hardware=h200", "--sequence_length=99999999"), "exceeds the context"),
+  ],
+)
+def test_mistakes_are_told_in_a_sentence(tmp_path, flags, sentence):
+  done = plan(*SMALL, *flags, f"--workdir={tmp_path / 'run'}")
+  assert done.returncode == 2
+  assert sentence in done.stderr and "Traceback" not in done.stderr
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", hardware.names())
+def test_every_figure_of_a_profile_has_its_source(name):
+  machine = hardware.load(name)
+  assert all(
+    source.split(":")[0] in ("measured", "stated", "assumed", "unlimited")
+    for source in machine.sources.values()
+  )
+
+
+@pytest.mark.parametrize("broken, told", [("missing", "ssd_read missing"), (0, "ssd_read=0 must")])
+def test_a_profile_without_a_bandwidth_is_refused(tmp_path, broken, told):
+  found = json.loads((hardware.FOLDER / "h200.json").read_text())
+  if broken == "missing":
+    del found["figures"]["ssd_read"]
+  else:
+    found["figures"]["ssd_read"]["value"] = broken
+  path = tmp_path / "own.json"
+  path.write_text(json.dumps(found))
+  with pytest.raises(ValueError, match=told):
+    hardware.load(str(path))
+
+
+def test_the_papers_ratios_are_told_for_its_models_alone():
+  assert plan_report.PUBLISHED == {"gpt-65b": 1.96, "gpt-175b": 2.53}
