@@ -14,8 +14,10 @@ from typing import Any
 
 from experiments import machine, program
 from offload import lock
+from offload.block_files import make_folders, sync_folders
 
 FLAGS_FILE, METRICS_FILE, SUMMARY_FILE = "flags.txt", "metrics.jsonl", "summary.json"
+_BESIDE = ".tmp"  # of a file's name until it is whole
 
 
 def check_workdir(workdir: str | os.PathLike, program_name: str) -> Path:
@@ -26,7 +28,8 @@ def check_workdir(workdir: str | os.PathLike, program_name: str) -> Path:
   path = Path(workdir)
   if path.exists() and not path.is_dir():
     raise ValueError(f"--workdir={workdir} is a file; name a folder.")
-  if not path.is_dir() or not any(entry.name != lock.NAME for entry in path.iterdir()):
+  ours = (lock.NAME, f"{FLAGS_FILE}{_BESIDE}")  # all that a run killed at its start may leave
+  if not path.is_dir() or not any(entry.name not in ours for entry in path.iterdir()):
     return path
   flags_file = path / FLAGS_FILE
   first = flags_file.read_text().partition("\n")[0] if flags_file.is_file() else ""
@@ -50,16 +53,16 @@ class RunLog:
     """Makes the folder, writes flags.txt, and removes an old summary and old metrics: all but the
     lines of the first `kept` iterations, where a run goes on.
 
-    Raises `program.Mistake` where `check_workdir` refuses, or another run uses the folder.
+    Raises `program.Mistake` where `check_workdir` refuses, another run uses the folder, or the
+    lines to keep are not there.
     """
     with program.mistakes():
       path = check_workdir(workdir, program_name)
-      path.mkdir(parents=True, exist_ok=True)
+      make_folders(path)
       held = lock.Lock(path, "--workdir")
+      lines = first_lines(path, kept)
       write_text(path / FLAGS_FILE, program.flag_file(program_name))
     (path / SUMMARY_FILE).unlink(missing_ok=True)
-    lines = read_metrics(path) if kept and (path / METRICS_FILE).is_file() else []
-    lines = [line for line in lines if line.get("iteration", kept) < kept]
     write_text(path / METRICS_FILE, "".join(json.dumps(line) + "\n" for line in lines))
     return cls(path, program_name, time.time(), held)
 
@@ -73,6 +76,7 @@ class RunLog:
     """Forces the metrics to the disk, so that a commit finds what led to it."""
     with open(self.workdir / METRICS_FILE, "a") as file:
       os.fsync(file.fileno())
+    sync_folders(self.workdir, self.workdir)
 
   def finish(self, summary: dict[str, Any], closing: str = "done") -> None:
     """Writes summary.json in one piece and prints the closing line.
@@ -96,15 +100,39 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
   """As `write_json`."""
-  beside = path.with_name(path.name + ".tmp")
-  beside.write_text(text)
+  beside = path.with_name(path.name + _BESIDE)
+  with beside.open("w") as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
   beside.replace(path)
+  sync_folders(path.parent, path.parent)
 
 
 def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
   """The lines of a run's metrics.jsonl, but for a last one that a killed run left unfinished."""
   lines = (Path(workdir) / METRICS_FILE).read_text().split("\n")[:-1]
   return [json.loads(line) for line in lines]
+
+
+def first_lines(workdir: Path, count: int) -> list[dict[str, Any]]:
+  """Of the first `count` iterations; whatever follows them may be damaged.
+
+  Raises ValueError where one is missing.
+  """
+  path = workdir / METRICS_FILE
+  texts = path.read_text(errors="replace").split("\n")[:count] if path.is_file() else []
+  try:
+    lines = [json.loads(text) for text in texts]
+    numbers = [line["iteration"] for line in lines]
+  except (ValueError, KeyError, TypeError):
+    numbers = None
+  if numbers != list(range(count)):
+    raise ValueError(
+      f"{path} does not hold the {count} iterations of the run that would go on: give the --workdir"
+      " that this --store was begun with, or name an empty folder for each."
+    )
+  return lines
 
 
 def read_summary(workdir: str | os.PathLike) -> dict[str, Any]:

@@ -43,12 +43,15 @@ class Stop:
 
 
 @contextlib.contextmanager
-def failures(advice: Callable[[], str]) -> Iterator[None]:
-  """Turns what disks do (full, broken, gone, changed) into one sentence and exit code 1."""
+def failures(advice: Callable[[Exception], str]) -> Iterator[None]:
+  """Turns what disks do (full, broken, gone, changed) into one sentence and exit code 1.
+
+  `advice` says what to do about it.
+  """
   try:
     yield
   except (OSError, EOFError, Corrupt) as error:
     where = f" {error.filename}:" if isinstance(error, OSError) and error.filename else ""
     what = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
     step = " ".join(getattr(error, "__notes__", ()))
-    raise program.Failure(f"{where} {what.rstrip('.')}. {step} {advice()}") from error
+    raise program.Failure(f"{where} {what.rstrip('.')}. {step} {advice(error)}") from error

@@ -12,6 +12,7 @@ import functools
 import math
 import pathlib
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -23,27 +24,35 @@ from absl import flags
 from tqdm import tqdm
 
 from experiments import data, program, train_report
-from experiments.run_log import RunLog, check_workdir, read_metrics
+from experiments.run_log import SUMMARY_FILE, RunLog, check_workdir, first_lines, read_metrics
 from experiments.stopping import Stop, failures
 from models.config import PRESETS
 from models.transformer import Transformer
 from models.weights import checkpoint
 from offload import manifest, optimizers, snapshot
-from offload.actions import Batch
+from offload.block_files import sync_folders, sync_tree
 from offload.budget import budgets
+from offload.checksums import Corrupt
+from offload.feed import Batch
 from offload.layout import Layout
+from offload.passes import NonFiniteGradientError
 from offload.programs import Programs, Shape
+from offload.result import Iteration, Result
 from offload.sizes import sizes_of
+from offload.snapshot import Commit
+from offload.state import environment
 from offload.store import Store
-from offload.streamer import Result, Settings, Streamer
+from offload.streamer import Settings, Streamer
 from offload.transport import TRANSPORTS
 from offload.update import Updater
+from offload.verdict import UNSCALED, LossScale
 from schedules import registry
 from schedules.check import check_schedule
 from schedules.placement import Budgets, place
 from schedules.pools import Pools, Sizes
 from schedules.replay import check_derived
 from schedules.steps import Tier, Work
+from schedules.whole_step import with_whole_step
 
 FLAGS = flags.FLAGS
 _positive = functools.partial(flags.DEFINE_integer, lower_bound=1)
@@ -68,7 +77,17 @@ flags.DEFINE_enum("optimizer", "adamw", optimizers.OPTIMIZERS, "An elementwise o
 flags.DEFINE_float("learning_rate", 3e-3, "Peak learning rate.", lower_bound=0.0)
 flags.DEFINE_integer("warmup", 20, "Iterations of linear warm-up.", lower_bound=0)
 flags.DEFINE_float("weight_decay", 0.1, "Decoupled weight decay of matrices.", lower_bound=0.0)
-flags.DEFINE_enum("parameter_dtype", "float32", ["float32", "bfloat16"], "Of the parameters.")
+flags.DEFINE_float(
+  "clip_norm", 0.0, "Clip gradients to this global norm; 0: off. Needs --delayed_fraction=1."
+)
+flags.DEFINE_enum(
+  "parameter_dtype",
+  "float32",
+  ["float32", "bfloat16", "float16"],
+  "Of parameters and activations; gradients are summed and steps taken in float32, always.",
+)
+flags.DEFINE_float("loss_scale", 2.0**16, "Factor on the loss, at first: float16 only.")
+_positive("loss_scale_interval", 2000, "Good steps after which the loss scale doubles.")
 program.DEFINE_size("host_memory_budget", None, "Bytes of host memory for buffers (most of it).")
 program.DEFINE_size("device_memory_budget", None, "Bytes of device memory (most of it).")
 flags.DEFINE_string("store", None, "Folder on SSD for what streams (<workdir>/store).")
@@ -77,6 +96,7 @@ flags.DEFINE_integer(
   "commit_every", 100, "Iterations between commits, from which a killed run resumes; 0: none.", 0
 )
 _positive("keep", 1, "Commits that the store keeps.")
+flags.DEFINE_bool("keep_store", False, "Leave the store, with its last commit, at the end.")
 flags.DEFINE_bool("verify_reads", False, "Hold whatever is read from SSD against its checksum.")
 flags.DEFINE_bool("overlap", True, "Run the queues at the same time; off: strictly in list order.")
 flags.DEFINE_integer("evaluation_batches", 8, "Held-out micro-batches at the end.", lower_bound=0)
@@ -90,7 +110,7 @@ _SECONDS_BETWEEN_LINES = 10
 _CONFIGURATION = (  # what decides the trained bits: a run goes on only with the same
   *("model", "data", "seed", "schedule", "micro_batches", "micro_batch_size", "sequence_length"),
   *("position_span", "iterations", "optimizer", "learning_rate", "warmup", "weight_decay"),
-  "parameter_dtype",
+  *("clip_norm", "parameter_dtype", "loss_scale", "loss_scale_interval"),
 )
 
 
@@ -107,7 +127,22 @@ class Plan:
   corpus: data.Corpus
   workdir: pathlib.Path
   store: pathlib.Path
-  done: int  # iterations of the store's last commit
+  commits: list[Commit]  # that the store holds
+
+  @property
+  def done(self) -> int:
+    """Iterations of the store's last commit."""
+    return self.commits[-1].iteration if self.commits else 0
+
+  def damage(self, error: Exception) -> str:
+    """What a user can do where a run cannot go on from its commit."""
+    if not isinstance(error, Corrupt):
+      return "Once that is mended, the same command goes on."
+    back = len(self.commits) > 1
+    last = f"remove {self.commits[-1].file} in it to go back to the commit before, " * back
+    return (
+      f"Nothing was trained on it: restore the file, {last}or remove {self.store} to begin anew."
+    )
 
   def batch(self, iteration: int, micro_batch: int) -> Batch:
     """Of the training text, its positions spread over --position_span."""
@@ -144,9 +179,10 @@ def check() -> Plan:
   layout = Layout.of(unit, FLAGS.delayed_fraction)
   work = Work(model.units, FLAGS.micro_batches, layout.parts)
   check_schedule(schedule, work)
+  work = with_whole_step(schedule, work)
   if not math.isfinite(FLAGS.learning_rate + FLAGS.weight_decay):
     raise ValueError("--learning_rate and --weight_decay must be finite numbers.")
-  workdir, store, done = _folders()
+  workdir, store, commits = _folders()
   corpus = data.load_corpus(FLAGS.data)
   for part in (corpus.train, corpus.heldout):
     data.check_length(part, FLAGS.sequence_length)
@@ -165,9 +201,10 @@ def check() -> Plan:
     _check_disk(store, pools, work)
   settings = Settings(
     *(schedule, work, pools, optimizer, FLAGS.seed),
-    *(FLAGS.transport, FLAGS.overlap, FLAGS.verify_reads),
+    *(FLAGS.transport, FLAGS.overlap, FLAGS.verify_reads, FLAGS.keep),
+    *(FLAGS.clip_norm, _loss_scale()),
   )
-  return Plan(model, layout, sizes, shape, limits, settings, corpus, workdir, store, done)
+  return Plan(model, layout, sizes, shape, limits, settings, corpus, workdir, store, commits)
 
 
 def main(plan: Plan) -> None:
@@ -182,8 +219,9 @@ def main(plan: Plan) -> None:
   with program.mistakes():
     store = Store(plan.store, _configuration(), direct_io=FLAGS.direct_io)
   run = _Run(plan, programs, log, store)
-  with failures(run.advice):
+  with failures(plan.damage):
     run.start()
+  with failures(run.advice):
     profile = run.streamer.probe()
     cpu_seconds = time.process_time()
     result = run.train()
@@ -191,21 +229,23 @@ def main(plan: Plan) -> None:
     bits = _heldout_bits(plan, run.streamer)
     if FLAGS.save_model:
       _save(plan, run.streamer)
-  peaks = run.streamer.peak_bytes | {"device": programs.reserved_bytes}
-  summary = train_report.summary(plan.settings, profile, result, peaks, cpu_seconds, _tokens())
-  summary |= {"losses": [line["loss"] for line in read_metrics(plan.workdir)]}
-  summary |= {"resumed_at": plan.done, "commits": run.commits}
-  summary["heldout_bits_per_byte"] = bits
-  summary["bigram_bits_per_byte"] = bigram_bits
-  if result.losses:  # a run killed at its very end has nothing left to train
-    train_report.write_timelines(plan.workdir, plan.settings, profile, result)
-    print(train_report.queues_table(summary))
-  log.finish(
-    summary,
-    f"loss {summary['losses'][-1]:.4f} after {FLAGS.iterations} iterations, "
-    f"{summary['tokens_per_second']:,.0f} tokens/s",
-  )
-  run.streamer.remove()
+    peaks = run.streamer.peak_bytes | {"device": programs.reserved_bytes}
+    summary = train_report.summary(plan.settings, profile, result, peaks, cpu_seconds, _tokens())
+    lines = read_metrics(plan.workdir)
+    summary |= {"losses": [line["loss"] for line in lines]}
+    summary |= {"skipped_steps": sum(line["skipped"] for line in lines)}
+    summary |= {"resumed_at": plan.done, "commits": run.commits}
+    summary["heldout_bits_per_byte"] = bits
+    summary["bigram_bits_per_byte"] = bigram_bits
+    if result.losses:  # a run killed at its very end has nothing left to train
+      train_report.write_timelines(plan.workdir, plan.settings, profile, result)
+      print(train_report.queues_table(summary))
+    log.finish(
+      summary,
+      f"loss {summary['losses'][-1]:.4f} after {FLAGS.iterations} iterations, "
+      f"{summary['tokens_per_second']:,.0f} tokens/s",
+    )
+    (run.streamer.release if FLAGS.keep_store else run.streamer.remove)()
 
 
 class _Run:
@@ -215,6 +255,9 @@ class _Run:
     self._plan, self._programs, self._log, self._store = plan, programs, log, store
     self._stop, self._last = Stop(), plan.done
     self.commits = {"bytes": 0, "predicted_bytes": 0, "seconds": []}
+    if FLAGS.commit_every:
+      pools, work = plan.settings.pools, plan.settings.work
+      self.commits["predicted_disk_bytes"] = pools.disk_bytes(work, FLAGS.keep)
     self.streamer: Streamer
 
   def start(self) -> None:
@@ -225,6 +268,10 @@ class _Run:
     )
     if plan.done:
       print(f"Goes on after iteration {plan.done}, from the commit in {plan.store}.", flush=True)
+      for name, now in environment().items():
+        then = plan.commits[-1].environment.get(name)
+        if now != then:
+          print(f"WARNING: {name} was {then} and is {now}: bits may differ.", file=sys.stderr)
 
   def train(self) -> Result:
     result, streamer = Result.none(), self.streamer
@@ -236,14 +283,17 @@ class _Run:
         count = FLAGS.iterations - streamer.iteration
         count = min(FLAGS.commit_every or count, count)
         tell, commits = _progress(self._log, bar), FLAGS.commit_every > 0
-        result = result.then(streamer.run(count, tell, stop=self._stop, commits=commits))
+        try:
+          result = result.then(streamer.run(count, tell, stop=self._stop, commits=commits))
+        except NonFiniteGradientError as error:
+          raise program.Failure(f"{error} {self.advice(None)}") from error
         if commits or self._stop():
           self._commit()
     if self._stop():
-      self._stop.exit(f"stopped after iteration {streamer.iteration}; {self.advice()}")
+      self._stop.exit(f"stopped after iteration {streamer.iteration}; {self.advice(None)}")
     return result
 
-  def advice(self) -> str:
+  def advice(self, _: object) -> str:
     """What a user can do after an end before the end."""
     if not self._last:
       return "Nothing is committed: the same command begins anew."
@@ -253,7 +303,7 @@ class _Run:
     self._log.sync()
     start = time.perf_counter()
     self.commits["predicted_bytes"] += self.streamer.commit_bytes
-    self.commits["bytes"] += self.streamer.commit(FLAGS.keep)
+    self.commits["bytes"] += self.streamer.commit()
     self.commits["seconds"].append(time.perf_counter() - start)
     self._last = self.streamer.iteration
 
@@ -267,22 +317,26 @@ def _configuration() -> dict[str, Any]:
   return {name: FLAGS[name].value for name in _CONFIGURATION}
 
 
-def _folders() -> tuple[pathlib.Path, pathlib.Path, int]:
-  """The work folder and the store's, and the iterations that the store's run has behind it; a dry
-  run leaves both alone, so they may be anything."""
+def _folders() -> tuple[pathlib.Path, pathlib.Path, list[Commit]]:
+  """The work folder and the store's, and the commits that it holds; a dry run leaves both alone,
+  so they may be anything."""
   workdir = pathlib.Path(program.workdir())
   store = pathlib.Path(FLAGS.store or workdir / "store")
   if FLAGS.dry_run:
-    return workdir, store, 0
+    return workdir, store, []
   if workdir.absolute().is_relative_to(store.absolute()):
     raise ValueError(f"--store={store} holds --workdir={workdir}: name a folder of its own.")
   check_workdir(workdir, "train")
-  found = manifest.check(store, _configuration())
-  commits = snapshot.all_of(store) if found else []
+  advice = f"Nothing was trained on it: restore the file, or remove {store} to begin anew."
+  with failures(lambda error: advice):
+    found = manifest.check(store, _configuration())
+    commits = snapshot.all_of(store) if found else []
   done = commits[-1].iteration if commits else 0
-  if done < FLAGS.iterations:  # a run that was killed at its very end has left a checkpoint
-    checkpoint.check_vacant(workdir / "checkpoint")
-  return workdir, store, done
+  finished = done == FLAGS.iterations and (workdir / SUMMARY_FILE).exists()
+  if done < FLAGS.iterations or (finished and FLAGS.keep_store):
+    checkpoint.check_vacant(workdir / "checkpoint")  # but one killed at its very end has left it
+  first_lines(workdir, done)
+  return workdir, store, commits
 
 
 def _check_disk(store: pathlib.Path, pools: Pools, work: Work) -> None:
@@ -316,12 +370,26 @@ def _optimizer() -> Any:
   return optimizers.make(FLAGS.optimizer, rate, FLAGS.weight_decay)
 
 
-def _progress(log: RunLog, bar: tqdm) -> Callable[[int, float], None]:
+def _loss_scale() -> LossScale:
+  if FLAGS.parameter_dtype == "float16":
+    return LossScale(FLAGS.loss_scale, FLAGS.loss_scale_interval)
+  for name in ("loss_scale", "loss_scale_interval"):
+    if FLAGS[name].value != FLAGS[name].default:
+      raise ValueError(f"--{name} is for --parameter_dtype=float16: leave it out.")
+  return UNSCALED
+
+
+def _progress(log: RunLog, bar: tqdm) -> Callable[[Iteration], None]:
   told = time.monotonic()
 
-  def tell(iteration: int, loss: float) -> None:
+  def tell(known: Iteration) -> None:
     nonlocal told
-    log.metric(iteration=iteration, loss=loss, bits=loss / math.log(2), tokens=_tokens())
+    iteration, loss, norm, skipped, loss_scale = known
+    values = {"loss": loss, "bits": loss / math.log(2), "tokens": _tokens()}
+    values |= {"gradient_norm": norm, "skipped": skipped}
+    if FLAGS.parameter_dtype == "float16":
+      values["loss_scale"] = loss_scale
+    log.metric(iteration=iteration, **values)
     bar.update()
     if bar.disable and time.monotonic() - told > _SECONDS_BETWEEN_LINES:  # no terminal: lines
       told = time.monotonic()
@@ -342,7 +410,7 @@ def _heldout_bits(plan: Plan, streamer: Streamer) -> float | None:
 
 def _save(plan: Plan, streamer: Streamer) -> None:
   """Saves the trained model beside its place and renames it, so that no half of it is taken for
-  the whole."""
+  the whole; it is on the disk before the store may go."""
   folder = plan.workdir / "checkpoint"
   if folder.exists():
     return
@@ -350,8 +418,13 @@ def _save(plan: Plan, streamer: Streamer) -> None:
   shutil.rmtree(beside, ignore_errors=True)
   units = tuple(streamer.unit_parameters(u) for u in range(plan.model.units))
   parameters = {"resident": streamer.resident_parameters, "units": units}
-  checkpoint.save(beside, plan.model.config, parameters)
+  try:
+    checkpoint.save(beside, plan.model.config, parameters)
+  except (ValueError, RuntimeError) as error:  # Orbax says so what the disk did
+    raise OSError(f"{beside} could not be written: {error}") from error
+  sync_tree(beside)
   beside.rename(folder)
+  sync_folders(plan.workdir, plan.workdir)
 
 
 if __name__ == "__main__":

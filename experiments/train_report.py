@@ -9,7 +9,8 @@ import numpy as np
 
 from offload.executor import NOTED, Span
 from offload.probe import cores
-from offload.streamer import Result, Settings
+from offload.result import Result
+from offload.streamer import Settings
 from schedules.iterations import iterations
 from schedules.pools import CUT, Pools
 from schedules.residency import derive
@@ -46,6 +47,8 @@ def describe(settings: Settings, number: int) -> str:
     + (f"; {pools.spilled} micro-batches' boundaries spill" * bool(pools.spilled)),
     "Buffers: " + ", ".join(f"{_bytes(peaks[tier])} on {tier}" for tier in Tier) + ".",
     "Bytes an iteration: " + ", ".join(f"{name} {_bytes(n)}" for name, n in moved.items()) + ".",
+    "Gradients are summed, and steps taken, in float32; a step that is not finite "
+    + ("is skipped." if work.whole_step else "ends the run."),
   ]
   return "\n".join(lines)
 
@@ -80,6 +83,7 @@ def summary(
   begin, end = window(simulated)
   return {
     "seconds_per_iteration": result.seconds,
+    "accumulation_dtype": "float32",
     "tokens_per_second": tokens * len(result.seconds) / max(sum(result.seconds), 1e-9),
     "bytes": _by_link({link: sum(result.moved[link].values()) for link in LINKS}),
     "predicted_bytes": _by_link(totals(predicted)),

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from offload.buffers import aligned
-from offload.cuts import Cuts
+from offload.cuts import Cuts, Run
 from offload.generations import Generations
 from offload.snapshot import Record
 from schedules.pools import CUT
@@ -20,7 +20,7 @@ class HostSpecs:
   def __init__(
     self, cuts: Cuts, boundary: jax.ShapeDtypeStruct, states: list[str], parameter_dtype: Any
   ):
-    self._cuts, self._boundary = cuts, boundary
+    self.cuts, self._boundary = cuts, boundary
     self._rows: dict[Kind, tuple[int, ...]] = dict.fromkeys(CUT, ())
     self._rows[Kind.STATES] = (len(states),)
     self._dtypes = {Kind.PARAMETERS: np.dtype(parameter_dtype)}
@@ -29,7 +29,7 @@ class HostSpecs:
     """A new buffer for the slices of a kind that have a home there, or for what is not cut."""
     if kind not in CUT:
       return aligned(self._boundary.shape, self._boundary.dtype)
-    return self.vector(kind, self._cuts.length(kind, home))
+    return self.vector(kind, self.cuts.length(kind, home))
 
   def vector(self, kind: Kind, elements: int) -> np.ndarray:
     """A new flat vector, or several stacked ones, for a kind that is cut."""
@@ -59,8 +59,12 @@ class Arrays:
     self, item: Object, slices: tuple[Slice, ...], buffer: np.ndarray
   ) -> dict[str, Record]:
     """What a commit notes of slices; the buffer tells their dtype alone."""
-    names = self._pieces(item, slices, buffer)
+    names = self.names(item, slices, buffer)
     return {name: self._generations.record(name, buffer.dtype) for name in names}
+
+  def names(self, item: Object, slices: tuple[Slice, ...], buffer: np.ndarray) -> list[str]:
+    """Of the arrays of slices; the buffer, which may be empty, only tells how many rows it has."""
+    return list(self._pieces(item, slices, buffer))
 
   def _pieces(
     self, item: Object, slices: tuple[Slice, ...], buffer: np.ndarray
@@ -89,6 +93,14 @@ class HostSlots:
       new = self._specs.buffer(access.object.kind, access.slices[0].home)
       self._arrays.setdefault(key, new)
     return self._arrays[key]
+
+  def runs(self, accesses: tuple[Access, ...]) -> list[Run]:
+    """What accesses hold of one unit's vector, or of its stacked ones."""
+    return [
+      run
+      for access in accesses
+      for run in self._specs.cuts.runs(access.object.kind, access.slices, self[access])
+    ]
 
   @property
   def bytes(self) -> int:

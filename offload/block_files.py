@@ -134,6 +134,14 @@ def offers_direct_io(path: pathlib.Path) -> bool:
   return True
 
 
+def make_folders(folder: pathlib.Path) -> None:
+  """Makes a folder and those above it, for good: a power failure does not undo it."""
+  missing = [path for path in (folder, *folder.parents) if not path.exists()]
+  folder.mkdir(parents=True, exist_ok=True)
+  if missing:
+    sync_folders(folder, missing[-1].parent)
+
+
 def sync_folders(first: pathlib.Path, last: pathlib.Path) -> None:
   """Makes the entries of new folders durable, from one up to one of its parents."""
   for folder in (first, *first.parents):
@@ -144,6 +152,16 @@ def sync_folders(first: pathlib.Path, last: pathlib.Path) -> None:
       os.close(file)
     if folder == last:
       return
+
+
+def sync_tree(folder: pathlib.Path) -> None:
+  """Makes all that is in a folder durable."""
+  for path in (*folder.rglob("*"), folder):
+    file = os.open(path, os.O_RDONLY)
+    try:
+      os.fsync(file)
+    finally:
+      os.close(file)
 
 
 def _wait(jobs: list[Future]) -> None:

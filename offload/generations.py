@@ -12,7 +12,7 @@ import numpy as np
 from offload.buffers import aligned
 from offload.checksums import Corrupt, checksums, verify
 from offload.snapshot import Commit, Record
-from offload.store import Store
+from offload.store import Store, StoreView
 
 
 class Generations:
@@ -69,6 +69,18 @@ class Generations:
       for name, record in commit.arrays.items():
         self._kept.setdefault(name, set()).add(record.generation)
 
+  def forget(self, names: Iterable[str]) -> None:
+    """These are no part of the state any more: they go once no commit names them."""
+    for name in names:
+      del self._current[name]
+      self._checksums.pop(name, None)
+
+  def sweep(self) -> None:
+    """Removes what no commit names, of arrays that are no part of the state."""
+    for physical in self._store.names:
+      if physical.rpartition(".")[0] not in self._current and not self._is_kept(physical):
+        self._store.remove(physical)
+
   def resume(self, commits: list[Commit]) -> None:
     """Goes back to the last of the commits, or to nothing where there is none: checks all that it
     names, and removes what no commit does.
@@ -77,21 +89,14 @@ class Generations:
       Corrupt: names the array, and the bytes, that are not as they were written.
     """
     self.keep(commits)
-    named = {f"{name}.{g}" for name, generations in self._kept.items() for g in generations}
     if commits:
       for name, record in commits[-1].arrays.items():
         check(self._store, f"{name}.{record.generation}", record)
         self._current[name] = record.generation
         self._checksums[name] = record.checksums
     for physical in self._store.names:
-      if physical not in named:
+      if not self._is_kept(physical):
         self._store.remove(physical)
-
-  def remove(self, name: str) -> None:
-    """Removes an array that no commit names."""
-    self._store.remove(self._physical(name))
-    del self._current[name]
-    self._checksums.pop(name, None)
 
   @property
   def bytes(self) -> int:
@@ -108,17 +113,23 @@ class Generations:
     if physical not in self._store:
       self._store.create(physical, array.size, array.dtype)
 
+  def _is_kept(self, physical: str) -> bool:
+    name, _, generation = physical.rpartition(".")
+    return generation in map(str, self._kept.get(name, ()))
+
   def _physical(self, name: str) -> str:
     return f"{name}.{self._current[name]}"
 
 
-def check(store: Store, physical: str, record: Record) -> None:
+def check(store: StoreView, physical: str, record: Record) -> None:
   """Raises `Corrupt` unless an array in a store is what a commit's record says."""
   if physical not in store or store.metadata_checksum(physical) != record.metadata:
-    raise Corrupt(f"{physical}/zarr.json is not as it was written.")
+    raise Corrupt(f"{physical}/zarr.json is not as it was written, or not there.")
   array = aligned((record.elements,), np.dtype(record.dtype))
   try:
     store.read({physical: array})
   except EOFError as error:
     raise Corrupt(f"{physical}: {error}") from error
+  except FileNotFoundError:
+    raise Corrupt(f"{physical}: its file of elements is not there.") from None
   verify(physical, array, record.checksums)

@@ -14,7 +14,8 @@ from offload.block_files import sync_folders
 from offload.checksums import Corrupt
 
 NAME = "store.json"
-_FORMAT = 2
+_BESIDE = f"{NAME}.tmp"  # until it is whole; a run killed then has left it
+_FORMAT = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,8 @@ def check(folder: pathlib.Path, configuration: Mapping[str, Any]) -> Manifest | 
   if folder.exists() and not folder.is_dir():
     raise ValueError(f"--store={folder} is a file: name a folder.")
   if not (folder / NAME).exists():
-    if folder.exists() and any(path.name != lock.NAME for path in folder.iterdir()):
+    ours = (lock.NAME, _BESIDE)
+    if folder.exists() and any(path.name not in ours for path in folder.iterdir()):
       raise ValueError(f"--store={folder} holds files that are no store: name an empty folder.")
     return None
   found = read(folder)
@@ -72,7 +74,7 @@ def read(folder: pathlib.Path) -> Manifest:
 def create(folder: pathlib.Path, configuration: Mapping[str, Any]) -> Manifest:
   """Writes a new store's manifest, in one piece."""
   fields = {"format": _FORMAT, "id": uuid.uuid4().hex, "configuration": dict(configuration)}
-  path, beside = folder / NAME, folder / f"{NAME}.tmp"
+  path, beside = folder / NAME, folder / _BESIDE
   text = json.dumps({**fields, "checksum": _checksum(fields)}, indent=2) + "\n"
   with beside.open("w") as file:
     file.write(text)

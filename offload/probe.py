@@ -108,6 +108,7 @@ def _disk(
   found = {f"probe/read/{i}": row for i, row in enumerate(others)}
   for name, row in (written | found).items():
     store.create(name, row.size, row.dtype)
+  store.write(found)  # space that was never written is read without the disk
   calls = {Queue.SSD_READ: lambda: store.read(found), Queue.SSD_WRITE: lambda: store.write(written)}
   costs = {queue: _cost(call) for queue, call in calls.items()}
   first = lambda rows: dict(list(rows.items())[:1])

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from offload.device_slots import DeviceSlots
 from offload.update import Optimizer
+from schedules.steps import Kind, Step, Tier
 
 Tree = Any
 
@@ -49,11 +51,8 @@ class Resident:
     self._masters, self._state = jax.tree.unflatten(treedef, new)
     self.parameters = self._cast(self._masters)
 
-  def step(self, embed_gradients: Tree, head_gradients: Tree) -> None:
-    """Applies {"embed": ...} and the gradients of what the loss read; embeddings may be in both."""
-    gradients = {**head_gradients, "embed": embed_gradients}
-    if "embed" in head_gradients:
-      gradients["embed"] = jax.tree.map(jnp.add, embed_gradients, head_gradients["embed"])
+  def step(self, gradients: Tree) -> None:
+    """Applies the gradients of all resident parameters (`gradients_of`)."""
     step = self._step(self._masters, self._state, gradients)
     self._masters, self._state, self.parameters = jax.block_until_ready(step)
 
@@ -61,3 +60,15 @@ class Resident:
     updates, state = self._transformation.update(gradients, state, masters)
     masters = optax.apply_updates(masters, updates)
     return masters, state, self._cast(masters)
+
+
+def gradients_of(step: Step, device: DeviceSlots) -> Tree:
+  """The resident parameters' gradients that a step reads: of the embedding and of what the loss
+  reads, which a tied embedding is part of too."""
+  sums: dict[str, Tree] = {}
+  for access in step.accesses_to(Tier.DEVICE, Kind.RESIDENT_GRADIENTS):
+    sums |= device[access]
+  embed, head = sums["embed"], sums["head"]
+  if "embed" in head:
+    embed = jax.tree.map(jnp.add, embed, head["embed"])
+  return {**head, "embed": embed}

@@ -39,19 +39,26 @@ class Commit:
     arrays: by name: slices of parameters and optimizer states, and the resident parameters'.
     slices: of each kind's vectors, as [part, home, elements]: how they were cut.
     scalars: what belongs to a whole step (counts, loss scale), as the optimizer gives them.
+    environment: what else decides the bits of a run that goes on: versions, device, cores.
   """
 
   iteration: int
   arrays: dict[str, Record]
   slices: dict[str, list[tuple[str, str, int]]]
   scalars: dict[str, Any]
+  environment: dict[str, Any]
+
+  @property
+  def file(self) -> str:
+    """Its file's path in the store."""
+    return f"{FOLDER}/{self.iteration:09}.json"
 
 
-def write(folder: pathlib.Path, commit: Commit, keep: int) -> list[Commit]:
-  """Makes a commit current, and returns those that are kept: at most `keep`, the oldest first."""
+def write(folder: pathlib.Path, commit: Commit) -> None:
+  """Makes a commit current."""
   commits = folder / FOLDER
   commits.mkdir(exist_ok=True)
-  path = commits / f"{commit.iteration:09}.json"
+  path = folder / commit.file
   beside = path.with_suffix(".tmp")
   with beside.open("wb") as file:
     file.write(_encode(commit))
@@ -59,10 +66,13 @@ def write(folder: pathlib.Path, commit: Commit, keep: int) -> list[Commit]:
     os.fsync(file.fileno())
   beside.replace(path)
   sync_folders(commits, folder)
-  paths = _paths(folder)
-  for old in paths[:-keep]:
+
+
+def prune(folder: pathlib.Path, keep: int) -> list[Commit]:
+  """Removes all but the last `keep` commits; returns those, the oldest first."""
+  for old in files(folder)[:-keep]:
     old.unlink()
-  return [read(path) for path in paths[-keep:]]
+  return all_of(folder)
 
 
 def all_of(folder: pathlib.Path) -> list[Commit]:
@@ -71,7 +81,7 @@ def all_of(folder: pathlib.Path) -> list[Commit]:
   Raises:
     Corrupt: names a commit's file that is not as it was written.
   """
-  return [read(path) for path in _paths(folder)]
+  return [read(path) for path in files(folder)]
 
 
 def read(path: pathlib.Path) -> Commit:
@@ -81,11 +91,14 @@ def read(path: pathlib.Path) -> Commit:
     if int(first, 16) != zlib.crc32(body):
       raise ValueError
     fields = json.loads(body)
-  except ValueError:
+    arrays = {name: Record(**record) for name, record in fields["arrays"].items()}
+    slices = {kind: [tuple(s) for s in cut] for kind, cut in fields["slices"].items()}
+    commit = Commit(**{**fields, "arrays": arrays, "slices": slices})
+    if path.name != pathlib.Path(commit.file).name:
+      raise ValueError
+  except (ValueError, TypeError, KeyError):
     raise Corrupt(f"{path.parent.name}/{path.name} is not as it was written.") from None
-  arrays = {name: Record(**record) for name, record in fields["arrays"].items()}
-  slices = {kind: [tuple(s) for s in cut] for kind, cut in fields["slices"].items()}
-  return Commit(**{**fields, "arrays": arrays, "slices": slices})
+  return commit
 
 
 def _encode(commit: Commit) -> bytes:
@@ -93,14 +106,15 @@ def _encode(commit: Commit) -> bytes:
   return f"{zlib.crc32(body):08x}\n".encode() + body
 
 
-def _paths(folder: pathlib.Path) -> list[pathlib.Path]:
-  return sorted((folder / FOLDER).glob("[0-9]*.json"))
+def files(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Of a store's commits, the oldest first."""
+  return sorted((folder / FOLDER).glob(f"{'[0-9]' * 9}.json"))
 
 
 def remove(folder: pathlib.Path) -> None:
   """Removes all commits, and their folder if nothing else is in it."""
-  for path in _paths(folder):
-    path.unlink()
   commits = folder / FOLDER
+  for path in [*files(folder), *commits.glob("[0-9]*.tmp")]:
+    path.unlink()
   if commits.is_dir() and not any(commits.iterdir()):
     commits.rmdir()

@@ -1,10 +1,12 @@
 """A model in training between two iterations: vectors at home, and what stays on the device."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jaxlib
 import numpy as np
 
 from offload import snapshot
@@ -12,11 +14,13 @@ from offload.arrays import Arrays, HostSlots, HostSpecs
 from offload.cuts import Cuts
 from offload.generations import Generations
 from offload.layout import Layout
+from offload.probe import cores
 from offload.programs import Model
 from offload.resident import Resident
 from offload.snapshot import Commit, Record
 from offload.store import Store
 from offload.update import Updater
+from offload.verdict import LossScale
 from schedules.pools import PERSISTENT, Pools
 from schedules.steps import Access, Kind, Mode, Object, Part, Slice, Tier, Work
 
@@ -78,7 +82,7 @@ class State:
     initial = jax.jit(model.init_resident)(jax.random.fold_in(key, model.units))
     self.resident = Resident(initial, optimizer, model.dtype)
 
-  def commit(self, iteration: int, keep: int) -> int:
+  def commit(self, iteration: int, keep: int, loss_scale: LossScale) -> int:
     """Makes the state after `iteration` iterations current on disk; returns the bytes written.
 
     Nothing may be pending or under way. `keep` commits are kept, this one the newest of them.
@@ -94,18 +98,24 @@ class State:
     written += self._generations.write(leaves, checksum=True)
     records |= {n: self._generations.record(n, leaf.dtype) for n, leaf in leaves.items()}
     scalars = [_said(scalar) for scalar in self._updater.scalars(iteration)]
-    commit = Commit(iteration, records, self._slices(), {"optimizer": scalars})
-    self._generations.keep(snapshot.write(self._store.folder, commit, keep))
+    whole_step = {"optimizer": scalars, "loss_scale": dataclasses.asdict(loss_scale)}
+    commit = Commit(iteration, records, self._slices(), whole_step, environment())
+    snapshot.write(self._store.folder, commit)
+    self._generations.keep(snapshot.prune(self._store.folder, keep))
+    self._generations.sweep()
     return written
 
-  def resume(self, commits: list[Commit], optimizer: Any) -> None:
+  def resume(self, commits: list[Commit], optimizer: Any, keep: int) -> None:
     """Takes up the last of a store's commits. One that was cut otherwise is cut anew.
+
+    `keep` commits stay: a run that kept more, or was killed within a commit, has left others.
 
     Raises:
       Corrupt: names the array, and the bytes, that are not as they were written.
     """
     commit = commits[-1]
     self._generations.resume(commits)
+    self._generations.keep(snapshot.prune(self._store.folder, keep))
     if commit.slices == self._slices():
       for _, access in self._persistent():
         if access.tier is Tier.HOST:
@@ -157,6 +167,15 @@ class State:
           for run in cuts.runs(kind, (piece,), buffer):
             np.copyto(whole[..., run.start : run.stop], run.array)
         self._put(kind, unit, whole)
+    ours = self._names()
+    self._generations.forget(n for n in commit.arrays if n.startswith("units/") and n not in ours)
+
+  def _names(self) -> set[str]:
+    """Arrays of this run's slices."""
+    names = set[str]()
+    for kind, access in self._persistent():
+      names.update(self.arrays.names(access.object, access.slices, self.specs.vector(kind, 0)))
+    return names
 
   def _persistent(self) -> Iterator[tuple[Kind, Access]]:
     for unit in range(self._model.units):
@@ -181,6 +200,16 @@ class State:
       str(kind): [(str(piece.part), str(piece.home), n) for piece, n in vector.items()]
       for kind, vector in vectors.items()
     }
+
+
+def environment() -> dict[str, Any]:
+  """What decides the bits of a run beside its configuration."""
+  return {
+    "jax": jax.__version__,
+    "jaxlib": jaxlib.__version__,
+    "device": jax.devices()[0].device_kind,
+    "cores": cores(),
+  }
 
 
 def _said(scalar: Any) -> dict[str, Any]:

@@ -2,13 +2,15 @@
 
 The store owns the on-disk format: one uncompressed array of one chunk for each (kind, unit, part),
 so that an array is a file of raw little-endian elements, padded with zeros to whole blocks, below
-its small metadata. TensorStore makes and removes the arrays, and any zarr reader opens them; the
+its small metadata. TensorStore makes the arrays, and any zarr reader opens them; the
 elements are moved by `block_files`, since TensorStore's file driver writes through the page cache
 to a new file each time, whatever its mode, and comes to half of the disk's speed so.
 """
 
 import json
+import os
 import pathlib
+import re
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -17,13 +19,84 @@ import numpy as np
 import tensorstore as ts
 
 from offload import lock, manifest, snapshot
-from offload.block_files import BLOCK, BlockFiles, offers_direct_io, sync_folders
+from offload.block_files import (
+  BLOCK,
+  BlockFiles,
+  make_folders,
+  offers_direct_io,
+  sync_folders,
+)
+from offload.manifest import Manifest
 
 _CHUNK = "c/0"  # zarr's name for the only chunk of a flat array
 _METADATA = "zarr.json"
+_HALF_WRITTEN = ".__lock"  # what TensorStore adds to a file's name until it is whole
 
 
-class Store:
+class StoreView:
+  """The flat arrays of a store by name, to be read: takes no lock, and writes nothing.
+
+  Thread-safe. A run may be at work in the same folder; what its commits name stays as it is.
+  """
+
+  def __init__(self, folder: pathlib.Path, found: Manifest, *, direct_io: bool = False):
+    self.folder, self.manifest = folder, found
+    self._spans: dict[str, int] = {}
+    self._files = BlockFiles(direct_io=direct_io)
+    for path in folder.rglob(_METADATA):
+      self._attach(path)
+
+  def __contains__(self, name: str) -> bool:
+    return name in self._spans
+
+  @property
+  def names(self) -> list[str]:
+    """All arrays."""
+    return list(self._spans)
+
+  @property
+  def bytes(self) -> int:
+    """Bytes of all arrays, written or not."""
+    return sum(self._spans.values())
+
+  def span(self, name: str) -> int:
+    """Bytes of an array."""
+    return self._spans[name]
+
+  def read(self, names_and_targets: dict[str, np.ndarray]) -> int:
+    """Reads whole arrays into preallocated ones, all at once; returns the bytes read."""
+    self._files.read(self._by_file(names_and_targets))
+    return sum(self._spans[name] for name in names_and_targets)
+
+  def metadata_checksum(self, name: str) -> int:
+    """Of the array's own metadata file."""
+    return zlib.crc32((self.folder / name / _METADATA).read_bytes())
+
+  def close(self) -> None:
+    """Ends the threads that read."""
+    self._files.close()
+
+  def _attach(self, metadata: pathlib.Path) -> None:
+    """Takes up an array that is there, if the store made it, and made it there."""
+    name = metadata.parent.relative_to(self.folder).as_posix()
+    try:
+      fields = json.loads(metadata.read_bytes())
+      if fields["attributes"] == {"store": self.manifest.id, "name": name}:
+        self._spans[name] = fields["shape"][0] * np.dtype(fields["data_type"]).itemsize
+    except (ValueError, KeyError, TypeError, IndexError, FileNotFoundError):
+      pass  # not ours, or damaged: what a commit names is checked against its record
+
+  def _by_file(self, named: dict[str, np.ndarray]) -> dict[pathlib.Path, np.ndarray]:
+    for name, array in named.items():
+      if array.nbytes != self._spans[name]:
+        raise ValueError(f"{name} has {self._spans[name]} bytes in the store, not {array.nbytes}.")
+    return {self._chunk(name): array for name, array in named.items()}
+
+  def _chunk(self, name: str) -> pathlib.Path:
+    return self.folder / name / _CHUNK
+
+
+class Store(StoreView):
   """Flat arrays by name. Thread-safe: reads and writes of different arrays may overlap.
 
   Nothing that the store did not create is read, changed or removed.
@@ -38,16 +111,16 @@ class Store:
       ValueError: the folder holds something else, another process uses it, or its file system has
         no direct I/O.
     """
-    self.folder = folder
-    found = manifest.check(folder, configuration)
-    folder.mkdir(parents=True, exist_ok=True)
+    manifest.check(folder, configuration)  # before anything is made
+    make_folders(folder)
     self._lock = lock.Lock(folder, "--store")
-    self._manifest = found or manifest.create(folder, configuration)
-    self._arrays: dict[str, ts.KvStore] = {}
-    self._spans: dict[str, int] = {}
-    self._files = BlockFiles(direct_io=direct_io)
-    for path in folder.rglob(_METADATA):
-      self._attach(path)
+    try:
+      found = manifest.check(folder, configuration)  # again: now nobody else changes it
+      made = found or manifest.create(folder, configuration)
+    except BaseException:
+      self._lock.release()
+      raise
+    super().__init__(folder, made, direct_io=direct_io)
     if direct_io and not offers_direct_io(folder / manifest.NAME):
       (self.release if found else self.remove_all)()
       raise ValueError(
@@ -55,46 +128,35 @@ class Store:
         " a folder on another disk."
       )
 
-  def __contains__(self, name: str) -> bool:
-    return name in self._arrays
-
-  @property
-  def names(self) -> list[str]:
-    """All arrays."""
-    return list(self._arrays)
-
   def create(self, name: str, elements: int, dtype: Any) -> None:
     """Makes an array of zeros and takes its space on the disk.
 
     Raises:
-      OSError: the disk is full; what is there of the array goes with the store.
+      OSError: the disk is full, or something is in the way; what is there of the array goes with
+        the store.
     """
     dtype = np.dtype(dtype)
     whole = -(-max(1, elements) * dtype.itemsize // BLOCK) * BLOCK // dtype.itemsize
-    kvstore = _kvstore(self.folder / name)
     spec = {
       "driver": "zarr3",
-      "kvstore": kvstore,
+      "kvstore": {"driver": "file", "path": f"{self.folder / name}/"},
       "metadata": {
         "shape": [elements],
         "data_type": dtype.name,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [whole]}},
         "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
-        "attributes": {"store": self._manifest.id},
+        "attributes": {"store": self.manifest.id, "name": name},
       },
     }
-    ts.open(spec, create=True, open=False).result()
-    self._arrays[name] = ts.KvStore.open(kvstore).result()
+    try:
+      ts.open(spec, create=True, open=False).result()
+    except (ValueError, RuntimeError) as error:
+      raise _as_os_error(error, f"{name}/{_METADATA}") from error
     self._spans[name] = elements * dtype.itemsize
     chunk = self._chunk(name)
     chunk.parent.mkdir(exist_ok=True)
     self._files.allocate(chunk, whole * dtype.itemsize)
     sync_folders(chunk.parent, self.folder)
-
-  def read(self, names_and_targets: dict[str, np.ndarray]) -> int:
-    """Reads whole arrays into preallocated ones, all at once; returns the bytes read."""
-    self._files.read(self._by_file(names_and_targets))
-    return sum(self._spans[name] for name in names_and_targets)
 
   def write(self, names_and_sources: dict[str, np.ndarray]) -> int:
     """Writes whole arrays, all at once; returns the bytes written, once they are on the disk.
@@ -105,33 +167,19 @@ class Store:
     self._files.write(self._by_file(names_and_sources))
     return sum(self._spans[name] for name in names_and_sources)
 
-  @property
-  def bytes(self) -> int:
-    """Bytes of all arrays, written or not."""
-    return sum(self._spans.values())
-
   def remove(self, name: str) -> None:
     """Removes one array and the folders that it leaves empty; its metadata last, so that an array
     half removed when a run is killed is still known as the store's."""
-    self._chunk(name).unlink(missing_ok=True)
-    self._arrays.pop(name).delete_range(ts.KvStore.KeyRange()).result()
+    folder = self.folder / name
+    for file in (_CHUNK, _METADATA + _HALF_WRITTEN, _METADATA):
+      (folder / file).unlink(missing_ok=True)
     del self._spans[name]
-    for folder in sorted((self.folder / name).glob("**/"), reverse=True):
-      _remove_if_empty(folder)
-    for folder in (self.folder / name).relative_to(self.folder).parents:
-      _remove_if_empty(self.folder / folder)
-
-  def span(self, name: str) -> int:
-    """Bytes of an array."""
-    return self._spans[name]
-
-  def metadata_checksum(self, name: str) -> int:
-    """Of the array's own metadata file."""
-    return zlib.crc32((self.folder / name / _METADATA).read_bytes())
+    for parent in (folder / _CHUNK).relative_to(self.folder).parents:
+      _remove_if_empty(self.folder / parent)
 
   def release(self) -> None:
     """Leaves the store as it is; another process may use it."""
-    self._files.close()
+    self.close()
     self._lock.release()
 
   def remove_all(self) -> None:
@@ -143,33 +191,15 @@ class Store:
     self.release()
     _remove_if_empty(self.folder)
 
-  def _attach(self, metadata: pathlib.Path) -> None:
-    """Takes up an array that is there, if the store made it."""
-    try:
-      fields = json.loads(metadata.read_bytes())
-      if fields["attributes"]["store"] != self._manifest.id:
-        return
-      span = fields["shape"][0] * np.dtype(fields["data_type"]).itemsize
-    except (ValueError, KeyError, TypeError, IndexError):
-      return  # not ours, or damaged: what a commit names is checked against its record
-    name = metadata.parent.relative_to(self.folder).as_posix()
-    self._arrays[name] = ts.KvStore.open(_kvstore(metadata.parent)).result()
-    self._spans[name] = span
 
-  def _by_file(self, named: dict[str, np.ndarray]) -> dict[pathlib.Path, np.ndarray]:
-    for name, array in named.items():
-      if array.nbytes != self._spans[name]:
-        raise ValueError(f"{name} has {self._spans[name]} bytes in the store, not {array.nbytes}.")
-    return {self._chunk(name): array for name, array in named.items()}
-
-  def _chunk(self, name: str) -> pathlib.Path:
-    return self.folder / name / _CHUNK
+def _as_os_error(error: Exception, file: str) -> OSError:
+  """What TensorStore says in many words, the system's error among them."""
+  code = re.search(r"os_error_code='(\d+)'", str(error))
+  if code is None:
+    return OSError(f"{file} could not be made: {error}")
+  return OSError(int(code[1]), os.strerror(int(code[1])), file)
 
 
 def _remove_if_empty(folder: pathlib.Path) -> None:
   if folder.is_dir() and not any(folder.iterdir()):
     folder.rmdir()
-
-
-def _kvstore(folder: pathlib.Path) -> dict[str, str]:
-  return {"driver": "file", "path": f"{folder}/"}

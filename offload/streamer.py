@@ -9,28 +9,42 @@ import jax
 import numpy as np
 
 from offload import snapshot
-from offload.actions import Actions, Batch, Batches
+from offload.actions import Actions
 from offload.buffers import give_back
-from offload.executor import Executor, Span
+from offload.device_slots import DeviceSlots
+from offload.executor import Executor
+from offload.feed import Batch, Batches, Feed
 from offload.layout import Layout
+from offload.passes import Passes
 from offload.probe import probe
 from offload.programs import Model, Programs, Where
+from offload.result import Iteration, Result
 from offload.state import State
 from offload.store import Store
+from offload.transfers import Transfers
 from offload.transport import TRANSPORTS
 from offload.update import Optimizer, Updater
+from offload.updates import Updates
+from offload.verdict import UNSCALED, Judge, LossScale
 from schedules.iterations import iterations
 from schedules.pools import Pools
 from schedules.registry import Schedule
 from schedules.residency import derive
 from schedules.simulate import Profile
-from schedules.steps import RESIDENT_UNIT, Kind, Queue, Step, Work
-from schedules.traffic import LINKS
+from schedules.steps import RESIDENT_UNIT, Kind, Step, Work
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """How to train."""
+  """How to train.
+
+  Attributes:
+    clip_norm: gradients whose global norm exceeds it are scaled down to it; 0: they never are.
+    loss_scale: of float16 parameters, at first.
+
+  Raises:
+    ValueError: clipping, or a loss scale, with a schedule whose steps are not whole.
+  """
 
   schedule: Schedule
   work: Work
@@ -40,46 +54,24 @@ class Settings:
   transport: str = "copy"
   overlap: bool = True
   verify_reads: bool = False
+  keep: int = 1  # commits
+  clip_norm: float = 0.0
+  loss_scale: LossScale = UNSCALED
 
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-  """What a run of iterations did.
-
-  Attributes:
-    losses: nats per token of each iteration, over all its micro-batches.
-    seconds: wall time of each iteration, from the end of one to the end of the next.
-    moved: bytes by link and kind, counted as they moved.
-    spans: the steps of the first iterations, in seconds since the run began.
-    busy: seconds of work of each queue.
-    stretches: iterations of each call that the result is of; nothing is in flight between them.
-  """
-
-  losses: list[float]
-  seconds: list[float]
-  moved: dict[Queue, dict[Kind, int]]
-  spans: list[Span]
-  busy: dict[Queue, float]
-  stretches: list[int]
-
-  @classmethod
-  def none(cls) -> "Result":
-    return cls([], [], {link: {} for link in LINKS}, [], dict.fromkeys(Queue, 0.0), [])
-
-  def then(self, later: "Result") -> "Result":
-    """Two stretches of a run as one; spans are the first's."""
-    moved = {
-      link: {kind: kinds.get(kind, 0) + later.moved[link].get(kind, 0) for kind in Kind}
-      for link, kinds in self.moved.items()
-    }
-    return Result(
-      self.losses + later.losses,
-      self.seconds + later.seconds,
-      {link: {k: n for k, n in kinds.items() if n} for link, kinds in moved.items()},
-      self.spans or later.spans,
-      {queue: seconds + later.busy[queue] for queue, seconds in self.busy.items()},
-      self.stretches + later.stretches,
-    )
+  def __post_init__(self):
+    mend = "and this schedule updates units before that: set --delayed_fraction=1"
+    if not (self.clip_norm >= 0 and np.isfinite(self.clip_norm)):
+      raise ValueError(f"--clip_norm={self.clip_norm} must be 0 (off) or a positive number.")
+    if self.clip_norm and not self.work.whole_step:
+      raise ValueError(
+        f"--clip_norm={self.clip_norm} needs the norm of all gradients, which is known after the "
+        f"last backward, {mend}."
+      )
+    if self.loss_scale != UNSCALED and not self.work.whole_step:
+      raise ValueError(
+        "--parameter_dtype=float16 skips a step whose gradients overflow, which is known after the "
+        f"last backward, {mend}, or take --parameter_dtype=bfloat16."
+      )
 
 
 class Streamer:
@@ -111,10 +103,14 @@ class Streamer:
     )
     commits = snapshot.all_of(store.folder)
     self.iteration = commits[-1].iteration if commits else 0
+    self._in_step = False  # a run was left with some units updated and others not
+    loss_scale = settings.loss_scale
     if commits:
-      self._state.resume(commits, settings.optimizer)
+      loss_scale = LossScale(**commits[-1].scalars["loss_scale"])
+      self._state.resume(commits, settings.optimizer, settings.keep)
     else:
       self._state.initialise(jax.random.key(settings.seed), settings.optimizer)
+    self._judge = Judge(settings.clip_norm, loss_scale)
     give_back()
 
   @property
@@ -125,44 +121,49 @@ class Streamer:
   def run(
     self,
     count: int,
-    on_iteration: Callable[[int, float], None] = lambda i, loss: None,
+    on_iteration: Callable[[Iteration], None] = lambda iteration: None,
     *,
     stop: Callable[[], bool] = lambda: False,
     commits: bool = False,
   ) -> Result:
     """Trains `count` further iterations; nothing is left pending at the end.
 
-    `on_iteration` is told each iteration's number and its loss when its backward pass is over. Once
-    `stop` says so no further iteration is begun. `commits` says that a commit is to follow, so that
-    the last iteration notes the checksums of what it writes.
+    `on_iteration` hears of each iteration when its backward pass is over. Once `stop` says so no
+    further iteration is begun. `commits` says that a commit is to follow, so that the last
+    iteration notes the checksums of what it writes. A run that does not return leaves the model in
+    the middle of a step, and nothing can be asked of it any more.
+
+    Raises:
+      NonFiniteGradientError: names the unit and the iteration; where `work.whole_step` holds, the
+        step is skipped instead.
     """
-    s, state, first = self._settings, self._state, self.iteration
-    actions = Actions(
-      *(s.work, self._layout, state.cuts, self._programs, self._updater),
-      *(state.resident, self._transport, state.host, state.arrays, self._batches, s.seed),
-      first + count - 1 if commits else None,
-    )
-    losses, ends = [], [time.perf_counter()]
+    self._check_whole()
+    s, first = self._settings, self.iteration
+    actions = self._actions(first + count - 1 if commits else None)
+    known, ends = [], [time.perf_counter()]
 
     def done(step: Step) -> None:
       if step.computation is not None and step.computation.unit == RESIDENT_UNIT:
         ends.append(time.perf_counter())
-        losses.append(actions.loss(step.iteration))
-        on_iteration(step.iteration, losses[-1])
+        known.append(self._known(step.iteration, actions.passes.loss(step.iteration)))
+        on_iteration(known[-1])
 
+    self._in_step = True
     executor = Executor(actions.perform, overlap=s.overlap)
     lists = iterations(s.schedule, s.work, first, count, stop)
     executor.run(derive(lists, s.work, s.pools), done)
     ends[-1] = time.perf_counter()  # the last iteration ends when its last write has landed
-    self.iteration += len(losses)
-    moved = {link: dict(kinds) for link, kinds in actions.moved.items()}
+    self._in_step = False
+    self.iteration += len(known)
+    moved = {link: dict(kinds) for link, kinds in actions.transfers.moved.items()}
     seconds = np.diff(ends).tolist()
-    return Result(losses, seconds, moved, executor.spans, executor.busy, [len(losses)])
+    return Result(known, seconds, moved, executor.spans, executor.busy, [len(known)])
 
-  def commit(self, keep: int = 1) -> int:
+  def commit(self) -> int:
     """Makes the present state the one that a later run resumes from; returns the bytes written
-    for it. `keep` commits are kept."""
-    return self._state.commit(self.iteration, keep)
+    for it."""
+    self._check_whole()
+    return self._state.commit(self.iteration, self._settings.keep, self._judge.loss_scale)
 
   @property
   def commit_bytes(self) -> int:
@@ -200,16 +201,40 @@ class Streamer:
 
   def unit_parameters(self, unit: int) -> Any:
     """One unit's parameters in host memory."""
+    self._check_whole()
     return self._layout.views(self._state.vector(Kind.PARAMETERS, unit))
 
   def unit_states(self, unit: int) -> dict[str, np.ndarray]:
     """One unit's optimizer vectors by name, flat, as the layout has them."""
+    self._check_whole()
     states = self._state.vector(Kind.STATES, unit)
     return dict(zip(self._updater.names, states, strict=True))
 
   @property
   def resident_parameters(self) -> Any:
+    self._check_whole()
     return self._state.resident.parameters
+
+  def _actions(self, checksums_from: int | None) -> Actions:
+    s, state, device = self._settings, self._state, DeviceSlots()
+    host, feed = state.host, Feed(self._batches, s.work.micro_batches)
+    return Actions(
+      device,
+      Transfers(self._layout, self._transport, device, host, state.arrays, checksums_from),
+      Passes(s.work, self._programs, state.resident, device, self._judge, feed, s.seed),
+      Updates(s.work, self._layout, self._updater, state.resident, device, host, self._judge),
+    )
+
+  def _known(self, iteration: int, loss: float) -> Iteration:
+    verdict = self._judge[iteration]
+    return Iteration(iteration, loss, float(verdict.norm), verdict.skips, verdict.loss_scale)
+
+  def _check_whole(self) -> None:
+    if self._in_step:
+      raise RuntimeError(
+        "A run of this model ended in the middle of a step: some of its parameters are updated and "
+        "others are not."
+      )
 
   def release(self) -> None:
     """Leaves the store to a later run."""

@@ -6,6 +6,7 @@ rates) is kept once for each iteration.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -85,19 +86,31 @@ class Updater:
     states: np.ndarray,
     gradients: np.ndarray,
     decayed: int,
+    scaled: Callable[[Any], Any] = lambda gradients: gradients,
   ) -> None:
     """Updates vectors in place: the first `decayed` elements with weight decay, the rest without.
 
     Shapes: parameters [n] of the parameter dtype, states float32 [vectors, n], gradients float32
-    [n], which are overwritten nowhere.
+    [n], which are overwritten nowhere: `scaled` makes new ones of them, block by block.
     """
-    scalars = self._scalars[iteration]
-    self._scalars = {i: s for i, s in self._scalars.items() if i >= iteration - 1}
+    scalars = self._scalars_of(iteration)
     with jax.default_device(self._cpu):
       for program, start, stop in self._blocks(len(gradients), decayed):
         blocks = (parameters[start:stop], states[:, start:stop], gradients[start:stop])
-        after = self._apply_block(program, scalars, *blocks)
+        after = self._apply_block(program, scalars, *blocks, scaled)
         self._scalars.setdefault(iteration + 1, after)
+
+  def skip(self, iteration: int, parameters: np.ndarray, states: np.ndarray) -> None:
+    """Leaves vectors and step count as they are. Parameters that have masters are only written by
+    updates, so that the buffer may hold anything: they are cast anew."""
+    scalars = self._scalars_of(iteration)
+    self._scalars.setdefault(iteration + 1, scalars)
+    if self.has_master:
+      np.copyto(parameters, states[-1].astype(self._dtype))
+
+  def _scalars_of(self, iteration: int) -> list[Any]:
+    self._scalars = {i: s for i, s in self._scalars.items() if i >= iteration - 1}
+    return self._scalars[iteration]
 
   def _blocks(self, length: int, decayed: int):
     decayed = min(max(decayed, 0), length)
@@ -105,7 +118,7 @@ class Updater:
       for start in range(begin, end, self._block):
         yield self._programs[program], start, min(start + self._block, end)
 
-  def _apply_block(self, program, scalars, parameters, states, gradients) -> list[Any]:
+  def _apply_block(self, program, scalars, parameters, states, gradients, scaled) -> list[Any]:
     size = len(gradients)
     whole = size == self._block
     inputs = [gradients, *states] if self.has_master else [gradients, *states, parameters]
@@ -113,6 +126,7 @@ class Updater:
       for row, values in zip(self._scratch, inputs, strict=False):
         row[:size], row[size:] = values, 0
       inputs = list(self._scratch[: len(inputs)])
+    inputs[0] = scaled(inputs[0])
     cast, vectors, after = program(inputs, scalars)
     for target, vector in zip(states, vectors, strict=False):
       np.copyto(target, np.asarray(vector)[:size])

@@ -14,7 +14,7 @@ from schedules.registry import Schedule
 from schedules.steps import Kind, Queue, Tier, Work
 from schedules.structure import BOUNDARIES, Depth, Structure, moves_of
 
-Budgets = dict[Tier, int | None]  # bytes; None where there is no limit
+Budgets = Mapping[Tier, int | None]  # bytes; None where there is no limit
 
 # Two buffers keep a transfer in flight beside a computation; boundaries are small and many.
 _DEVICE_RINGS = {

@@ -1,4 +1,11 @@
-"""What each computation reads and writes, and where: the dataflow that all schedules share."""
+"""What each computation reads and writes, and where: the dataflow that all schedules share.
+
+The backward that completes a unit's gradients adds their squares to the norm, the first unit's also
+those of the resident parameters: from the last unit to the first in every order, since a gradient
+comes from the unit above. Updates of a whole step read the norm, and so wait for it.
+"""
+
+from collections import Counter
 
 from schedules.pools import CUT, Pools
 from schedules.steps import (
@@ -15,6 +22,8 @@ from schedules.steps import (
   Work,
 )
 
+_NORM = Object(Kind.NORM, RESIDENT_UNIT)
+
 
 def queue_of(c: Computation) -> Queue:
   """Updates run on the host, but for the resident parameters' own."""
@@ -24,7 +33,7 @@ def queue_of(c: Computation) -> Queue:
 
 
 class Demands:
-  """Turns a computation into its accesses; remembers which gradients an iteration has begun."""
+  """Turns a computation into its accesses; remembers which sums an iteration has begun."""
 
   def __init__(self, work: Work, pools: Pools):
     self._work = work
@@ -35,6 +44,7 @@ class Demands:
       for parts in {work.parts, *((part,) for part in work.parts)}
     }
     self._begun: set[Object] = set()
+    self._summed: Counter[int] = Counter()  # micro-batches in each unit's gradients
 
   def of(self, c: Computation) -> tuple[Access, ...]:
     if c.action is Action.FORWARD:
@@ -58,23 +68,37 @@ class Demands:
       accesses.append(self._device(Object(Kind.RESIDENT, RESIDENT_UNIT), Mode.READ))
     if u in (0, self._work.last):
       accesses.append(self._accumulate(Object(Kind.RESIDENT_GRADIENTS, u)))
+    self._summed[u] += 1
+    if self._summed[u] == self._work.micro_batches:
+      accesses += self._complete(u)
     return tuple(dict.fromkeys(accesses))
+
+  def _complete(self, u: int) -> list[Access]:
+    """A unit's gradients are the sum of all micro-batches: they are added to the norm."""
+    del self._summed[u]
+    accesses = [self._accumulate(_NORM)]
+    if u == 0 < self._work.last:
+      head = Object(Kind.RESIDENT_GRADIENTS, self._work.last)
+      accesses.append(self._device(head, Mode.READ))
+    return accesses
 
   def _update(self, c: Computation) -> tuple[Access, ...]:
     self._begun.discard(Object(Kind.GRADIENTS, c.unit))
     how = Mode.MODIFY if self._master_is_parameter else Mode.WRITE
     modes = {Kind.STATES: Mode.MODIFY, Kind.PARAMETERS: how, Kind.GRADIENTS: Mode.READ}
-    return tuple(
+    norm = [self._device(_NORM, Mode.READ)] if self._work.whole_step else []
+    vectors = (
       Access(Tier.HOST, Object(kind, c.unit), mode, self._slices[kind, (c.part,)])
       for kind, mode in modes.items()
     )
+    return (*vectors, *norm)
 
   def _resident_update(self) -> tuple[Access, ...]:
     gradients = [Object(Kind.RESIDENT_GRADIENTS, u) for u in sorted({0, self._work.last})]
-    self._begun.difference_update(gradients)
+    self._begun.difference_update([*gradients, _NORM])
     return (
       self._device(Object(Kind.RESIDENT, RESIDENT_UNIT), Mode.MODIFY),
-      *(self._device(g, Mode.READ) for g in gradients),
+      *(self._device(item, Mode.READ) for item in (*gradients, _NORM)),
     )
 
   def _parameters(self, u: int) -> Access:

@@ -122,7 +122,8 @@ class Pools:
 
   def peak_bytes(self, work: Work) -> dict[Tier, int]:
     """Bytes of all buffers of a tier: known before anything runs, and never exceeded."""
-    return {tier: sum(self._tier_bytes(tier, kind, work) for kind in Kind) for tier in Tier}
+    kinds = [kind for kind in Kind if kind is not Kind.NORM]  # a number takes no buffer
+    return {tier: sum(self._tier_bytes(tier, kind, work) for kind in kinds) for tier in Tier}
 
   def disk_bytes(self, work: Work, keep: int) -> int:
     """Bytes on SSD of a run that keeps `keep` commits: everything that outlives an iteration once
@@ -152,7 +153,7 @@ def _home(piece: Slice) -> Tier:
 
 
 def objects(kind: Kind, work: Work) -> list[Object]:
-  """All objects of a kind."""
+  """All objects of a kind that has buffers."""
   if kind in _BOUNDARIES:
     pairs = itertools.product(range(work.last), range(work.micro_batches))
     return [Object(kind, u, m) for u, m in pairs]

@@ -13,7 +13,6 @@ from schedules.pools import PERSISTENT, Pools, objects
 from schedules.registry import Schedule
 from schedules.residency import derive, places
 from schedules.steps import (
-  RESIDENT_UNIT,
   WHOLE,
   Access,
   Action,
@@ -26,6 +25,7 @@ from schedules.steps import (
 )
 
 Label = tuple
+_SUMS = (Kind.GRADIENTS, Kind.RESIDENT_GRADIENTS, Kind.NORM)
 
 
 def check_derived(schedule: Schedule, work: Work, pools: Pools) -> None:
@@ -108,17 +108,19 @@ class Replay:
         raise ScheduleError(f"{step} finds {_say(found)} where it needs {_say(wanted)}.")
 
   def _complete(self, c: Computation, access: Access, found: Label) -> bool:
-    """Gradients that an update reads are the sum over every micro-batch, each of them once."""
-    gradients = access.object.kind in (Kind.GRADIENTS, Kind.RESIDENT_GRADIENTS)
-    if not gradients or c.action is not Action.UPDATE:
+    """Gradients that are read are the sum over every micro-batch, each of them once; the norm that
+    an update reads is over every unit."""
+    if access.object.kind not in _SUMS or access.mode is Mode.MODIFY:
       return True
-    return sorted(found[3]) == list(range(self._work.micro_batches))
+    norm = access.object.kind is Kind.NORM
+    return sorted(found[3]) == list(range(self._work.units if norm else self._work.micro_batches))
 
   def _made(self, c: Computation, access: Access, place: tuple) -> Label:
     item, piece = access.object, place[3]
-    if item.kind in (Kind.GRADIENTS, Kind.RESIDENT_GRADIENTS):
+    if item.kind in _SUMS:
       before = self._held[place][3] if access.mode.reads else ()
-      return (item, piece, c.iteration, (*before, c.micro_batch))
+      term = c.unit if item.kind is Kind.NORM else c.micro_batch
+      return (item, piece, c.iteration, (*before, term))
     if c.action is Action.UPDATE:
       return (item, piece, c.iteration + 1)
     return (item, piece, c.iteration)
@@ -126,5 +128,5 @@ class Replay:
 
 def _say(label: Label) -> str:
   item, piece, iteration = label[:3]
-  name = "the resident parameters" if item.unit == RESIDENT_UNIT else str(item)
+  name = "the resident parameters" if item.kind is Kind.RESIDENT else str(item)
   return f"{name}{'' if piece == WHOLE else f' ({piece})'} of iteration {iteration}"

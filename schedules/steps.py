@@ -41,6 +41,7 @@ class Kind(enum.StrEnum):
   BOUNDARY_GRADIENT = "boundary_gradient"
   RESIDENT = "resident"
   RESIDENT_GRADIENTS = "resident_gradients"  # unit 0: the embedding's, last unit: the head's
+  NORM = "norm"  # of all gradients of an iteration: a number on the device
 
 
 class Part(enum.StrEnum):
@@ -125,12 +126,15 @@ class Work:
 
   `parts` are the parts a unit is cut into: NOW and DELAYED, or one of them where the delayed
   fraction is 0 or 1. `pending` says that the iteration before left its DELAYED parts to this one.
+  `whole_step` says that every update waits for the norm of all gradients, so that they can be
+  clipped by it, or the step skipped (`schedules.whole_step`).
   """
 
   units: int
   micro_batches: int
   parts: tuple[Part, ...] = (Part.NOW,)
   pending: bool = False
+  whole_step: bool = False
 
   @property
   def last(self) -> int:

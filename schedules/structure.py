@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import itertools
 from collections import Counter
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from schedules.moves import Move, count_moves
@@ -95,7 +96,7 @@ class Structure:
         below += at[tier]
     return out
 
-  def pools(self, work: Work, sizes: Sizes, vectors: dict[Kind, dict[Slice, int]]) -> Pools:
+  def pools(self, work: Work, sizes: Sizes, vectors: Mapping[Kind, Mapping[Slice, int]]) -> Pools:
     """The pools of vectors that are cut so."""
     rings = {(tier, kind): depth.at(work) for tier, kind, depth in self.rings}
     homes: dict[Kind, Tier] = {kind: self.home(kind) for kind in BOUNDARIES}

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from experiments.report.plots import COLOURS, INK, STYLE, save
 
-Series = dict[str, list[tuple[float, float]]]  # "measured" and "predicted": (x, ratio)
+Series = dict[str, list[tuple[float | int, float]]]  # "measured" and "predicted": (x, ratio)
 
 
 def orders(path: Path, ratios: Series, gains: Series) -> None:

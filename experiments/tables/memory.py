@@ -15,7 +15,7 @@ from experiments.tables.engine import FLAGS
 from experiments.tables.runs import Run
 from experiments.tables.table import NOT_MEASURED, Table, bytes_text
 
-QUICK = ("--model=bytes-10m", "--host_memory_budget=16MiB", "--device_memory_budget=24MiB")
+QUICK = ("--model=bytes-13m", "--host_memory_budget=19MiB", "--device_memory_budget=40MiB")
 _TINY = ("--model=bytes-tiny", "--host_memory_budget=1MiB", "--device_memory_budget=4MiB")
 
 

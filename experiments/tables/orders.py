@@ -50,7 +50,7 @@ def measure(folder: Path, *, quick: bool) -> None:
   curves.orders(folder / "orders.png", *series(runs.read(folder / "orders")))
 
 
-Series = dict[str, list[tuple[float, float]]]
+Series = dict[str, list[tuple[float | int, float]]]
 
 
 def series(found: dict[str, list[dict[str, Any]]]) -> tuple[Series, Series]:
@@ -107,7 +107,7 @@ def _name(schedule: str, micro_batches: int, alpha: float = 0.0) -> str:
   return f"{schedule}-{micro_batches}-{alpha:g}".replace(".", "_")
 
 
-def _add(into: Series, x: float, slow: list[dict], fast: list[dict]) -> None:
+def _add(into: Series, x: float | int, slow: list[dict], fast: list[dict]) -> None:
   pairs = list(zip(slow, fast, strict=False))
   measured = [steady_seconds(a) / steady_seconds(b) for a, b in pairs]
   predicted = [a[_PREDICTED] / b[_PREDICTED] for a, b in pairs]
@@ -121,7 +121,7 @@ def _row(
   horizontal: str | None,
   vertical: str,
   of: Series,
-  x: float,
+  x: float | int,
 ) -> tuple[str, ...]:
   def seconds(name: str | None) -> str:
     if name is None:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from experiments.tables import (
   bandwidth,
+  commits,
   conformance,
   decoding,
   engine,
@@ -30,6 +31,7 @@ TABLES: dict[str, Callable[[Path], Table]] = {
   "orders": orders.table,
   "memory": memory.table,
   "transports": transports.table,
+  "commits": commits.table,
   "peers": peers.table,
 }
 
@@ -48,4 +50,5 @@ MEASUREMENTS = {
   "orders": Measurement(orders.check, orders.measure),
   "memory": Measurement(memory.check, memory.measure),
   "transports": Measurement(transports.check, transports.measure),
+  "commits": Measurement(commits.check, commits.measure),
 }

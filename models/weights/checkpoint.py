@@ -5,6 +5,7 @@ Any dtype is kept as it is. The tree is the model's own: `resident` and a tuple 
 
 import dataclasses
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,30 @@ def save(folder: str | Path, config: ModelConfig, parameters: Parameters) -> Non
   shape = {
     "config": dataclasses.asdict(config),
     "dtype": jax.tree.leaves(parameters)[0].dtype.name,
+    "checksums": _checksums(folder),
   }
   (folder / CONFIG_FILE).write_text(json.dumps(shape, indent=2) + "\n")
+
+
+def damage(folder: str | Path) -> list[str] | None:
+  """The files of a checkpoint that are missing or not as they were saved; None where that cannot
+  be known, since the checkpoint was made by a program that noted no checksums.
+
+  Raises:
+    ValueError: as `load_model`.
+  """
+  load_model(folder)
+  noted = json.loads((Path(folder) / CONFIG_FILE).read_text()).get("checksums")
+  if noted is None:
+    return None
+  found = _checksums(Path(folder))
+  return sorted(name for name in noted if found.get(name) != noted[name])
+
+
+def _checksums(folder: Path) -> dict[str, int]:
+  """CRC-32 of each file of the parameters."""
+  files = (path for path in (folder / PARAMETERS_FOLDER).rglob("*") if path.is_file())
+  return {path.relative_to(folder).as_posix(): zlib.crc32(path.read_bytes()) for path in files}
 
 
 def check_vacant(folder: str | Path) -> None:

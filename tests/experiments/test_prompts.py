@@ -32,10 +32,10 @@ def test_a_continuation_goes_on_as_the_text_does(corpus):
 
 def test_an_edit_s_answer_repeats_what_stands_at_its_distance(corpus):
   for prompt in prompts.make(corpus, "editing", 4096, 5, 256, seed=1):
+    assert prompt.distance is not None and prompt.distance > 3500
     original = prompt.prompt[4096 - prompt.distance :][: 256 + 128]
     matcher = difflib.SequenceMatcher(None, original, prompt.answer, autojunk=False)
     assert sum(block.size for block in matcher.get_matching_blocks()) > 0.5 * 256
-    assert prompt.distance > 3500
 
 
 def test_what_cannot_be_made_is_one_sentence(corpus):

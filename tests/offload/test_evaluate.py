@@ -46,3 +46,24 @@ def test_evaluation_drops_nothing_and_reads_the_newest(
     loss, weight = small_model.loss(resident, x, batch.targets, context)
     losses, weights = losses + loss, weights + weight
   assert_close(np.float32(streamer.evaluate(batches)), np.float32(losses / weights))
+
+
+def test_a_model_in_the_middle_of_a_step_is_not_read(streamer, some_batches):
+  """Delayed parts may be pending, and units updated that others do not match yet."""
+
+  def interrupt(iteration):
+    raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    streamer.run(2, interrupt)
+  reads = (
+    lambda: streamer.evaluate([some_batches(0, 0)]),
+    lambda: streamer.unit_parameters(0),
+    lambda: streamer.unit_states(0),
+    lambda: streamer.resident_parameters,
+    lambda: streamer.commit(),
+    lambda: streamer.run(1),
+  )
+  for read in reads:
+    with pytest.raises(RuntimeError, match="in the middle of a step"):
+      read()

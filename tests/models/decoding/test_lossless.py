@@ -1,11 +1,10 @@
 """Speculation changes no token: every selector, draft length, page size, batch and family.
 
-The test command takes a sample of the grid; scripts/grid_decoding the whole of it.
+The test command takes a sample of the grid; `scripts/grid decoding` the whole of it.
 """
 
 import dataclasses
 import itertools
-import os
 from typing import NamedTuple
 
 import jax
@@ -72,7 +71,12 @@ def sample() -> list[Case]:
   return cases
 
 
-CASES = grid() if os.environ.get("DECODING_GRID") == "whole" else sample()
+def pytest_generate_tests(metafunc):
+  if "case" in metafunc.fixturenames:
+    cases = grid() if metafunc.config.getoption("whole_grid") else sample()
+    metafunc.parametrize("case", cases, ids=lambda case: "-".join(map(str, case)))
+
+
 # Every setting that changes what a program computes, and not only what is selected.
 VARIED = {
   "nothing of five": (Nothing(BUDGET, capacity=5), 2),
@@ -118,7 +122,6 @@ def expected(autoregressive, tiny, ragged, decode):
   return get
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
 def test_tokens_are_the_autoregressive_ones(case, expected, tiny, ragged, decode, prefilled):
   dense = {"dense_layers": 1} if case.selector == "quest" else {}
   selector = make_selector(case.selector, BUDGET, page_size=case.page_size, **dense)

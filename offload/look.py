@@ -1,0 +1,71 @@
+"""A look at a store that touches nothing, not even where a run is at work in it."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from offload import manifest, snapshot
+from offload.checksums import Corrupt
+from offload.generations import check
+from offload.lock import Lock
+from offload.snapshot import Commit, Record
+from offload.store import StoreView
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+  """What a store holds.
+
+  Attributes:
+    configuration: of the run, by flag.
+    commits: that can be read, the oldest first.
+    arrays: by name and generation, of every commit.
+    other: arrays that no commit names: what a run is at work on, or has left.
+    damaged: a sentence for each file that is not as it was written.
+    in_use: whether a run holds the store.
+    bytes: of all arrays.
+  """
+
+  configuration: Mapping[str, Any]
+  commits: list[Commit]
+  arrays: dict[str, Record]
+  other: list[str]
+  damaged: list[str]
+  in_use: bool
+  bytes: int
+
+
+def look(folder: pathlib.Path) -> Look:
+  """Reads all that a store's commits name and holds it against the checksums.
+
+  Raises:
+    ValueError: there is no store, or (`Corrupt`) its manifest is not as it was written.
+  """
+  found = manifest.read(folder)
+  while True:
+    files = snapshot.files(folder)
+    seen = _look(folder, found)
+    if not seen.damaged or snapshot.files(folder) == files:
+      return seen
+    # A run has made another commit meanwhile, and writes to what the one before it named.
+
+
+def _look(folder: pathlib.Path, found: manifest.Manifest) -> Look:
+  commits, arrays, damaged = [], dict[str, Record](), []
+  for path in snapshot.files(folder):
+    try:
+      commits.append(snapshot.read(path))
+      arrays |= {f"{n}.{r.generation}": r for n, r in commits[-1].arrays.items()}
+    except (Corrupt, OSError) as error:
+      damaged.append(str(error))
+  view = StoreView(folder, found)
+  for name, record in arrays.items():
+    try:
+      check(view, name, record)
+    except (Corrupt, OSError) as error:
+      damaged.append(str(error))
+  view.close()
+  other = sorted(set(view.names) - set(arrays))
+  in_use = Lock.is_held(folder)
+  return Look(found.configuration, commits, arrays, other, damaged, in_use, view.bytes)
