@@ -10,7 +10,6 @@ from models.decoding.compare import follow
 from models.decoding.continuous import ContinuousBatch
 from models.decoding.generate import Generator, pad, slots_for
 from models.decoding.loop import Method
-from models.decoding.phases import time_phases
 from models.decoding.sampling import make_sampler
 from models.decoding.selectors import Budget, make_selector
 
@@ -105,11 +104,3 @@ def test_every_round_s_tokens_are_streamed(tiny, ragged):
     if e.acceptances is None:
       assert len(now) == e.accepted + 1
       assert e.accepted == 3 or e.drafts[e.accepted] != now[e.accepted]
-
-
-def test_phases_are_timed_on_an_ended_batch_s_state(tiny, ragged):
-  generator = Generator(*tiny("llama"), Method(make_selector("specattn", BUDGET), 3))
-  batch = ContinuousBatch(generator, size=2, slots=1024, wanted=WANTED)
-  list(batch.decode(ragged(2), jax.random.key(0)))
-  seconds = time_phases(generator, batch.state)
-  assert list(seconds) == ["select", "draft", "verify", "round"] and min(seconds.values()) > 0
