@@ -80,6 +80,9 @@ def run(
     sentence = " ".join(str(error).split())
     print(f"{name()}: {textwrap.shorten(sentence, 500, placeholder=' ...')}", file=sys.stderr)
     sys.exit(2 if isinstance(error, Mistake) else 1)
+  except BrokenPipeError:  # whoever read what is printed has had enough
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(1)
   except KeyboardInterrupt:
     print(f"\n{name()}: interrupted.", file=sys.stderr)
     sys.exit(130)

@@ -362,6 +362,8 @@ def _beside(programs: Programs, plan: Plan) -> Plan:
       *(settings.schedule, settings.work, plan.sizes, plan.limits),
       *(settings.pools.master_is_parameter, programs.reserved_bytes),
     )
+    check_derived(settings.schedule, settings.work, pools)
+    _check_disk(plan.store, pools, settings.work)
   return dataclasses.replace(plan, settings=dataclasses.replace(settings, pools=pools))
 
 

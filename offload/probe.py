@@ -73,7 +73,7 @@ def probe(
     busy = sum(c.seconds * c.cores for c in device) / sum(c.seconds for c in device)
     costs[Queue.DEVICE] = _Cost(device[1].seconds, busy)
     calls[Queue.DEVICE] = computations[1]
-  processor = _shared("cores", cores(), costs, calls, (Queue.DEVICE, Queue.HOST_UPDATE))
+  processor = _shared("cores", float(cores()), costs, calls, (Queue.DEVICE, Queue.HOST_UPDATE))
   forward, backward, last = (cost.seconds for cost in device)
   return Profile(forward, backward, last, rates, (processor, disk), latencies)
 
@@ -119,7 +119,7 @@ def _disk(
     rates[queue] = states.nbytes / by_bytes
     latencies[queue] += cost.seconds - by_bytes
   whole = {queue: _Cost(cost.seconds, 1.0) for queue, cost in costs.items()}
-  shared = _shared("disk", 2, whole, calls, (Queue.SSD_READ, Queue.SSD_WRITE))
+  shared = _shared("disk", 2.0, whole, calls, (Queue.SSD_READ, Queue.SSD_WRITE))
   for name in written | found:
     store.remove(name)
   return shared, costs

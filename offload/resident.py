@@ -36,7 +36,8 @@ class Resident:
 
   @property
   def bytes(self) -> int:
-    trees = (self._masters, self._state, self.parameters)
+    """Of all that a commit has to hold."""
+    trees = (self._masters, self._state)
     return sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
 
   def leaves(self) -> list[np.ndarray]:

@@ -58,7 +58,7 @@ class State:
     """Bytes that a commit writes: what is not on SSD anyway."""
     at_home = [access for kind, access in self._persistent() if access.tier is Tier.HOST]
     vectors = sum(self._pools.bytes(access.object.kind, access.slices) for access in at_home)
-    return vectors + sum(leaf.nbytes for leaf in self.resident.leaves())
+    return vectors + self.resident.bytes
 
   @property
   def peak_bytes(self) -> dict[str, int]:

@@ -7,6 +7,7 @@ elements are moved by `block_files`, since TensorStore's file driver writes thro
 to a new file each time, whatever its mode, and comes to half of the disk's speed so.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -201,5 +202,7 @@ def _as_os_error(error: Exception, file: str) -> OSError:
 
 
 def _remove_if_empty(folder: pathlib.Path) -> None:
+  """Leaves what cannot go, a mount point say."""
   if folder.is_dir() and not any(folder.iterdir()):
-    folder.rmdir()
+    with contextlib.suppress(OSError):
+      folder.rmdir()

@@ -129,9 +129,10 @@ class Streamer:
     """Trains `count` further iterations; nothing is left pending at the end.
 
     `on_iteration` hears of each iteration when its backward pass is over. Once `stop` says so no
-    further iteration is begun. `commits` says that a commit is to follow, so that the last
-    iteration notes the checksums of what it writes. A run that does not return leaves the model in
-    the middle of a step, and nothing can be asked of it any more.
+    further iteration is listed; those that are listed already, two or so, are finished. `commits`
+    says that a commit is to follow, so that the last iteration notes the checksums of what it
+    writes. A run that does not return leaves the model in the middle of a step, and nothing can be
+    asked of it any more.
 
     Raises:
       NonFiniteGradientError: names the unit and the iteration; where `work.whole_step` holds, the
@@ -192,10 +193,12 @@ class Streamer:
 
   def probe(self) -> Profile:
     """What this run's computations and transfers take on this machine."""
+    count = self._updater.scalars(self.iteration)
     profile = probe(
       *(self._layout, self._programs, self.resident_parameters, self._updater),
       *(self._transport, self._state.specs, self._store, self.iteration),
     )
+    self._updater.start(self.iteration, count)  # the probe has taken steps with it
     give_back()
     return profile
 

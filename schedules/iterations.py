@@ -18,7 +18,7 @@ def iterations(
 
   The resident parameters are updated at the end of each; what the last iteration delays is flushed
   at its end. `work.pending` is ignored: nothing is pending before the first. Once `stop` says so no
-  further iteration follows, but a flush.
+  further iteration is listed, but a flush.
   """
   delays = Part.DELAYED in work.parts
   for i in range(count):

@@ -164,6 +164,7 @@ def train(tmp_path):
     rule: str = "adamw",
     poisoned: tuple[int, int] | None = None,
     runs: tuple[int, ...] = (ITERATIONS,),
+    probed: bool = False,
     **settings: Any,
   ) -> Trained:
     model, layout = _parts(name, dtype, delayed_fraction)
@@ -184,6 +185,8 @@ def train(tmp_path):
       *(model, layout, programs, how),
       *(batches, Store(tmp_path / f"store{len(list(tmp_path.iterdir()))}", {})),
     )
+    if probed:
+      streamer.probe()
     result = Result.none()
     for iterations_of_run in runs:
       result = result.then(streamer.run(iterations_of_run))

@@ -131,6 +131,14 @@ def test_a_step_that_cannot_be_skipped_ends_the_run(train, unit, name):
   assert "--delayed_fraction=1" in str(caught.value)
 
 
+def test_a_probe_takes_no_step(train, reference):
+  """Not even where the first step is skipped, so that nothing else writes its successor's count."""
+  trained = train("llama", "vertical", 2, "float32", 1.0, poisoned=(0, 1), probed=True)
+  expected = reference("llama", snake, 2, "float32", skipped=(0,))
+  expected.losses[0], expected.norms[0] = trained.losses[0], trained.norms[0]
+  trained.assert_equal(expected)
+
+
 def test_float16_finds_its_loss_scale(train, reference):
   """Scales that overflow halve, and leave everything as it was; good ones double."""
   how = ("llama", "vertical", 2, "float16", 1.0)
