@@ -176,12 +176,12 @@ def train(tmp_path):
       pools = placed(sizes, work, is_master, homes, ample)
     else:
       pools = place(order, work, sizes, {Tier.HOST: budget, Tier.DEVICE: None}, is_master)
+    how = Settings(order, work, pools, optimizer(rule), **settings)
     programs = Programs(model, layout, SHAPE)
     if poisoned:
       poison(programs, *poisoned)
     streamer = Streamer(
-      *(model, layout, programs),
-      Settings(order, work, pools, optimizer(rule), **settings),
+      *(model, layout, programs, how),
       *(batches, Store(tmp_path / f"store{len(list(tmp_path.iterdir()))}", {})),
     )
     result = Result.none()

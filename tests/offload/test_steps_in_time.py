@@ -9,13 +9,12 @@ from schedules.vertical import snake
 def test_any_optimizer_delayed_by_any_fraction(train, reference, rule):
   """`groups` has another rate and decay for some leaves, with a boundary inside each part."""
   expected = reference("llama", snake, 2, "bfloat16", rule)
-  for delayed in (0.0, 0.25, 1.0):
+  for delayed in (0.25, 1.0):
     train("llama", "vertical", 2, "bfloat16", delayed, "slices", rule=rule).assert_equal(expected)
 
 
-@pytest.mark.parametrize("delayed", [0.25, 1.0])
-def test_flushing_changes_nothing(train, delayed):
+def test_flushing_changes_nothing(train):
   """After every step, and once more when nothing is pending."""
-  once = train("gpt", "vertical", 2, delayed_fraction=delayed, homes="ssd")
-  often = train("gpt", "vertical", 2, delayed_fraction=delayed, homes="ssd", runs=(1, 0, 1, 1, 0))
+  once = train("llama", "vertical", 2, delayed_fraction=0.25, homes="ssd")
+  often = train("llama", "vertical", 2, delayed_fraction=0.25, homes="ssd", runs=(1, 0, 1, 1, 0))
   often.assert_equal(once)
