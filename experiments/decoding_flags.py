@@ -21,7 +21,17 @@ METHOD = flags.DEFINE_string(
   AUTOREGRESSIVE,
   f"{AUTOREGRESSIVE}, a selector ({', '.join(SELECTORS)}), or a selector's dotted path.",
 )
-DRAFT_LENGTH = flags.DEFINE_integer("draft_length", 6, "Tokens drafted per round.")
+_LONGEST_DRAFT = 64  # tokens: no draft holds that long, and verification's memory grows with it
+_MOST = 2**31 - 1  # positions are 32-bit
+_MOST_POOLED = _MOST_ROWS = 512  # what memory grows with
+
+DRAFT_LENGTH = flags.DEFINE_integer(
+  "draft_length",
+  6,
+  f"Tokens drafted per round, 1 to {_LONGEST_DRAFT}; {AUTOREGRESSIVE} drafts none.",
+  lower_bound=0,
+  upper_bound=_LONGEST_DRAFT,
+)
 KV_BUDGET = flags.DEFINE_string(
   "kv_budget",
   "0.07",
@@ -32,11 +42,13 @@ KV_FLOOR = flags.DEFINE_integer(
   256,
   "Least tokens of a budget given as a share.",
   lower_bound=1,
-  upper_bound=2**31 - 1,
+  upper_bound=_MOST,
 )
 TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 decodes greedily.", lower_bound=0)
 TOP_P = flags.DEFINE_float("top_p", 1.0, "Mass of the nucleus to sample from.")
-TOP_K = flags.DEFINE_integer("top_k", 0, "Sample from so many likeliest tokens; 0: from all.")
+TOP_K = flags.DEFINE_integer(
+  "top_k", 0, "Sample from so many likeliest tokens; 0: from all.", upper_bound=_MOST
+)
 END_TOKEN = flags.DEFINE_integer(
   "end_token", None, "Byte that ends a text.", lower_bound=0, upper_bound=255
 )
@@ -55,30 +67,26 @@ RECENT = flags.DEFINE_string(
 SETTINGS = (
   _integer("page_size", None, "Cache entries that are selected as one: 1, 2, 4, ..."),
   _integer("dense_layers", None, "So many layers, from the first, attend to everything."),
-  _integer("refresh", None, "Rounds that a selection holds for; 0: the whole text."),
+  _integer("refresh", None, "Rounds that a selection holds for; 0: the whole text.", 0, _MOST),
   _enum("rows", None, ["ends", "all", "first", "last"], "Verification rows that vote."),
   flags.DEFINE_bool("rejected_rows_vote", None, "Whether rows of rejected drafts vote too."),
   _enum("head_sets", None, ["all", "group"], "One selection, or one for each key/value head."),
   _enum("head_aggregation", None, ["mean", "max"], "Over the query heads of a set."),
   _enum("metric", None, ["weight", "logit"], "What is scored."),
   _float("decay", None, "What a verification leaves of earlier scores, 0 to 1."),
-  _integer("sink", None, "Tokens at the start that are always selected."),
-  _integer("smoothing", None, "Entries over which scores are pooled; 1: none."),
+  _integer("sink", None, "Tokens at the start that are always selected.", 0, _MOST),
+  _integer("smoothing", None, "Entries over which scores are pooled; 1: none.", 1, _MOST_POOLED),
   _enum("smoothing_kind", None, ["mean", "max"], "How they are pooled."),
   flags.DEFINE_bool("charge_tail", None, "Whether the tail counts towards the budget."),
   _float("coverage", None, "Share of the mass that is enough for a layer; the budget is its cap."),
-  _integer("prompt_rows", None, "The prompt's last rows that vote for the first selection."),
+  _integer(
+    "prompt_rows", None, "The prompt's last rows that vote for the first selection.", 1, _MOST_ROWS
+  ),
 )
-
-_LONGEST_DRAFT = 64  # tokens: no draft holds that long, and verification's memory grows with it
 
 
 def method() -> Method:
   """What the flags ask for; raises ValueError with one sentence."""
-  if DRAFT_LENGTH.value < 1:
-    raise ValueError(f"--draft_length={DRAFT_LENGTH.value} drafts nothing; give at least 1.")
-  if DRAFT_LENGTH.value > _LONGEST_DRAFT:
-    raise ValueError(f"--draft_length={DRAFT_LENGTH.value} is beyond {_LONGEST_DRAFT}; give less.")
   budget = Budget.parse(KV_BUDGET.value, KV_FLOOR.value)
   common: dict[str, Any] = {
     "sampler": make_sampler(TEMPERATURE.value, TOP_P.value, TOP_K.value),
@@ -87,6 +95,11 @@ def method() -> Method:
   }
   if METHOD.value == AUTOREGRESSIVE:
     return Method(**common)
+  if DRAFT_LENGTH.value < 1:
+    raise ValueError(
+      f"--draft_length={DRAFT_LENGTH.value} drafts nothing; give at least 1, or"
+      f" --method={AUTOREGRESSIVE}."
+    )
   if METHOD.value not in SELECTORS and "." not in METHOD.value:
     raise ValueError(
       f"--method={METHOD.value} is neither {AUTOREGRESSIVE} nor a selector; choose among"
@@ -108,4 +121,6 @@ def settings() -> dict[str, Any]:
         f"--recent={recent} is no number: give tokens, or a share of the budget such as 0.5."
       )
     given["recent"] = float(recent) if "." in recent else int(recent)
+    if given["recent"] > _MOST:
+      raise ValueError(f"--recent={recent} is beyond {_MOST}; give less.")
   return given

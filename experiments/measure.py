@@ -2,12 +2,14 @@
 
 import dataclasses
 import pathlib
+import shutil
 import tempfile
 from typing import Any, NoReturn
 
 import jax
 from absl import flags
 
+from experiments import program
 from models.config import ModelConfig
 from models.transformer import Transformer
 from offload import optimizers
@@ -19,7 +21,7 @@ from offload.streamer import Settings, Streamer
 from offload.update import Updater
 from schedules.placement import smallest
 from schedules.simulate import Profile
-from schedules.steps import Work
+from schedules.steps import Tier, Work
 from schedules.vertical import vertical
 
 FLAGS = flags.FLAGS
@@ -30,6 +32,9 @@ def measure(config: ModelConfig, shape: Shape, dtype: Any) -> tuple[Profile, int
   """A profile, and the bytes of device memory that the programs take beside the pools.
 
   The SSD is that of --store, or of the work folder.
+
+  Raises:
+    Mistake: the folder's disk has no room for the unit's states, or cannot be written to.
   """
   model = Transformer(dataclasses.replace(config, layers=min(_UNITS, config.layers)), dtype)
   layout = Layout.of(jax.eval_shape(model.init_unit, jax.random.key(0)))
@@ -39,14 +44,25 @@ def measure(config: ModelConfig, shape: Shape, dtype: Any) -> tuple[Profile, int
   pools = smallest(sizes, work, dtype == jax.numpy.float32, depth=1)
   programs = Programs(model, layout, shape)
   settings = Settings(vertical, work, pools, optimizer, transport=FLAGS.transport)
-  there = pathlib.Path(FLAGS.store or ".").absolute()
+  there = pathlib.Path(FLAGS.store or program.workdir()).absolute()
   there = next(folder for folder in (there, *there.parents) if folder.is_dir())
-  with tempfile.TemporaryDirectory(prefix="probe-", dir=there) as folder:
+  with program.mistakes(), tempfile.TemporaryDirectory(prefix="probe-", dir=there) as folder:
+    check_room(there, pools.peak_bytes(work)[Tier.SSD])
     store = Store(pathlib.Path(folder) / "store", {"format": 1}, direct_io=FLAGS.direct_io)
     streamer = Streamer(model, layout, programs, settings, _no_batch, store)
     profile = streamer.probe()
     streamer.release()
   return profile, programs.reserved_bytes
+
+
+def check_room(folder: pathlib.Path, needed: int) -> None:
+  """Raises ValueError where the folder's disk has fewer bytes free."""
+  free = shutil.disk_usage(folder).free
+  if free < needed:
+    raise ValueError(
+      f"{folder} has {free} bytes free and measuring takes {needed}: free some, or name a folder on"
+      " a larger disk with --store."
+    )
 
 
 def _no_batch(iteration: int, micro_batch: int) -> NoReturn:

@@ -76,6 +76,7 @@ def check() -> Setting:
       f"--sequence_length={FLAGS.sequence_length} exceeds the context of {config.context} that "
       f"--model={FLAGS.model} has."
     )
+  _check_delay()
   measured = FLAGS.hardware == "measure"
   machine = None if measured else hardware.load(FLAGS.hardware)
   schedules = {"vertical": registry.find("vertical"), "horizontal": registry.find("horizontal")}
@@ -101,6 +102,18 @@ def check() -> Setting:
   )
 
 
+def _check_delay() -> None:
+  """Refuses a share that is none, and one for an order that is only planned without."""
+  delayed = FLAGS.delayed_fraction
+  if not 0 <= delayed <= 1:
+    raise ValueError(f"--delayed_fraction={delayed} must be in [0, 1].")
+  if delayed and FLAGS.schedule == "horizontal":
+    raise ValueError(
+      f"--delayed_fraction={delayed} is not planned for --schedule=horizontal, whose one step comes"
+      " after all passes: leave it out, or plan --schedule=vertical."
+    )
+
+
 def main(setting: Setting) -> None:
   profile = setting.profile
   if profile is None:
@@ -114,13 +127,27 @@ def main(setting: Setting) -> None:
   print(plan_report.text(head(setting), plans, comparison, FLAGS.model), flush=True)
   log = RunLog.start(setting.workdir, "plan")
   chosen = plans[FLAGS.schedule]
-  summary = plan_report.summary(plans, FLAGS.schedule) | comparison
+  summary = plan_report.summary(plans, FLAGS.schedule, _run_flags(), setting.reserved) | comparison
   log.finish(
-    summary,
+    summary | {"hardware": _hardware(setting)},
     f"{FLAGS.schedule} with {chosen.work.micro_batches} micro-batches and delayed fraction "
     f"{chosen.delayed_fraction:.2f}: {chosen.prediction.seconds:,.3g} s an iteration, bound by "
     f"{chosen.prediction.binding}",
   )
+
+
+def _run_flags() -> dict[str, Any]:
+  """Of what is planned, as train takes them."""
+  names = ("model", "micro_batch_size", "sequence_length", "optimizer")
+  return {name: FLAGS[name].value for name in names} | {"parameter_dtype": _dtype().name}
+
+
+def _hardware(setting: Setting) -> dict[str, Any]:
+  """Its name and figures, as stated or as measured."""
+  if setting.machine is not None:
+    return dataclasses.asdict(setting.machine)
+  assert setting.profile is not None
+  return {"name": "measured", **dataclasses.asdict(setting.profile)}
 
 
 def head(setting: Setting) -> str:

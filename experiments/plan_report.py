@@ -17,12 +17,19 @@ _LINKS = {
 }
 
 
-def summary(plans: dict[str, Plan], chosen: str) -> dict[str, Any]:
-  """The fields of plan's summary.json."""
+def summary(
+  plans: dict[str, Plan], chosen: str, run: dict[str, Any], reserved: int
+) -> dict[str, Any]:
+  """The fields of plan's summary.json.
+
+  Args:
+    run: flags of train that were planned for: the model's, the shape's, the optimizer's.
+    reserved: bytes of the device that the programs take beside the pools.
+  """
   plan = plans[chosen]
   return {
     "schedule": chosen,
-    "flags": flags_of(chosen, plan),
+    "flags": run | flags_of(chosen, plan, reserved),
     **_of(plan),
     "schedules": {name: _of(other) for name, other in plans.items()},
   }
@@ -45,15 +52,15 @@ def _of(plan: Plan) -> dict[str, Any]:
   }
 
 
-def flags_of(schedule: str, plan: Plan) -> dict[str, Any]:
-  """The flags of train that run this plan."""
+def flags_of(schedule: str, plan: Plan, reserved: int) -> dict[str, Any]:
+  """The flags of train that follow from this plan."""
   peaks = plan.pools.peak_bytes(plan.work)
   return {
     "schedule": schedule,
     "micro_batches": plan.work.micro_batches,
     "delayed_fraction": plan.delayed_fraction,
     "host_memory_budget": peaks[Tier.HOST],
-    "device_memory_budget": peaks[Tier.DEVICE],
+    "device_memory_budget": peaks[Tier.DEVICE] + reserved,
   }
 
 

@@ -1,6 +1,6 @@
 """Trains a small model in memory, with one compiled program an iteration.
 
-    python -m experiments.pretrain --flagfile=experiments/flags/retrieval/copying.flags \
+    python -m experiments.pretrain --flagfile=experiments/flags/retrieval/short/1-copying.flags \
         --workdir=runs/copying
 
 For thousands of small steps, where what `experiments.train` spends on each step's order and

@@ -89,15 +89,18 @@ def run(
 
 
 def name() -> str:
-  """The running program's name, as in `python -m experiments.<name>`."""
+  """The running program's name, as in `python -m experiments.<name>`: "train", "tables.kernels"."""
+  spec = getattr(sys.modules["__main__"], "__spec__", None)
+  if spec is not None:
+    return spec.name.removeprefix("experiments.").removesuffix(".__main__")
   path, file = os.path.split(sys.argv[0])
   stem = os.path.splitext(file)[0]
   return os.path.basename(path) if stem == "__main__" else stem
 
 
 def workdir() -> str:
-  """The run's folder: --workdir, or runs/<program>."""
-  return FLAGS.workdir or os.path.join("runs", name())
+  """The run's folder: --workdir, or runs/<the last part of the program's name>."""
+  return FLAGS.workdir or os.path.join("runs", name().rpartition(".")[2])
 
 
 def flag_file(program: str) -> str:

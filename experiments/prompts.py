@@ -8,8 +8,10 @@
                   code does
 
 Each file `<kind>-<length>.jsonl` holds one object a line: `prompt`; `answer`, what really follows
-there; `kind`; `distance`, the bytes from the answer's start back to its original (null for a
-continuation). Texts are ASCII, so characters are bytes. None was trained on with the same --data.
+there; `kind`; `distance`, the bytes from the beginning of the edited passage back to that of its
+original (null for a continuation); the answer's own original is as far back but for what the cue's
+edits added or lost. Texts are ASCII, so characters are bytes. All is of the part of --data that
+training on the same leaves out, though what that part shares with the rest (a licence) was seen.
 """
 
 import dataclasses

@@ -38,7 +38,7 @@ class Part:
     for command in self.commands:
       for word in command:
         if word.startswith("--workdir="):
-          yield word.removeprefix("--workdir="), command[1].rpartition(".")[2]
+          yield word.removeprefix("--workdir="), command[1].removeprefix("experiments.")
 
 
 def run(

@@ -95,7 +95,7 @@ def parts(folder: Path, scale: Scale, model: str) -> list[Part]:
     ),
     Part(
       "decoding",
-      "A small model, trained and then decoded with by every method.",
+      f"A small model, trained and then decoded with: {', '.join(METHODS)}.",
       130,
       _decoding(folder, scale),
     ),

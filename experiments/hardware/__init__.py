@@ -15,6 +15,7 @@ A profile is a JSON file: a name, a sentence about it, and figures, each with it
 
 import dataclasses
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -102,6 +103,12 @@ def load(name: str) -> Hardware:
     raise ValueError(f"--hardware={name}: {error}") from error
 
 
+def _positive(value: Any) -> bool:
+  """Whether it is a number above zero, neither infinite nor a boolean."""
+  number = isinstance(value, int | float) and not isinstance(value, bool)
+  return number and math.isfinite(value) and value > 0
+
+
 def _read(found: dict[str, Any]) -> Hardware:
   figures = found.get("figures", {})
   known = [f.name for f in dataclasses.fields(Hardware)]
@@ -111,9 +118,15 @@ def _read(found: dict[str, Any]) -> Hardware:
     raise ValueError(f"{', '.join(missing)} missing; a plan never rests on silent defaults.")
   values = {name: figures[name]["value"] for name in needed}
   for name in (*_RATES, "host_memory", "device_memory"):
-    number = isinstance(values[name], int | float) and not isinstance(values[name], bool)
-    if not number or not values[name] > 0:
-      raise ValueError(f"{name}={values[name]} must be a number above zero.")
+    if not _positive(values[name]):
+      raise ValueError(f"{name}={values[name]} must be a finite number above zero.")
+  for name in ("link_shared", "ssd_shared"):
+    if not isinstance(values[name], bool):
+      raise ValueError(f"{name}={values[name]!r} must be true or false.")
+  if values["ssd_capacity"] is not None and not _positive(values["ssd_capacity"]):
+    raise ValueError(
+      f"ssd_capacity={values['ssd_capacity']!r} must be bytes, or null for no limit."
+    )
   sources = {
     name: f"{figures[name].get('status', 'unknown')}: {figures[name].get('source', 'unknown')}"
     for name in needed

@@ -25,7 +25,7 @@ Tree = Any
 
 
 def main(plan: train.Plan) -> None:
-  log = RunLog.start(plan.workdir, "whole_program")
+  log = RunLog.start(plan.workdir, "peers.whole_program")
   model, key = plan.model, jax.random.key(plan.settings.seed)
   transformation = _transformation(plan.settings.optimizer)
   parameters = jax.jit(model.init)(key)

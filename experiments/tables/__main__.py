@@ -1,7 +1,9 @@
 """Prints tables from run folders: `python -m experiments.tables training`, or `--all`.
 
-`--measure` makes the runs first, by the quickstart (some minutes; `--quick` for short settings);
-the table `ssd` measures by itself, on the disk that holds the folder of the runs.
+`--measure` makes the runs first, some minutes for each table (`--quick` for short settings): those
+of `training` and `decoding` by the quickstart, those of `registry.MEASUREMENTS` by the tables
+themselves, on the disk that holds the folder of the runs. The other tables have commands of their
+own, which `--measure` names; with `--all` they are printed as they are.
 """
 
 import subprocess
@@ -11,7 +13,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import program, run_log
-from experiments.tables.registry import MEASUREMENTS, TABLES
+from experiments.tables.registry import COMMANDS, MEASUREMENTS, QUICKSTART, TABLES
 
 _ALL = flags.DEFINE_bool("all", False, "Every table.")
 _RUNS = flags.DEFINE_string("runs", "results/quickstart", "Folder whose run folders are read.")
@@ -33,6 +35,9 @@ def check(words: list[str]) -> list[str]:
   run_log.check_workdir(program.workdir(), program.name())
   names = list(TABLES) if _ALL.value else words
   for name in _MEASURE.value * names:
+    if name in COMMANDS and not _ALL.value:
+      command = COMMANDS[name].format(runs=_RUNS.value)
+      raise ValueError(f"--measure does not make the table {name}: {command} measures it.")
     if name in MEASUREMENTS:
       MEASUREMENTS[name].check(Path(_RUNS.value), quick=_QUICK.value)
   return names
@@ -51,7 +56,7 @@ def main(names: list[str]) -> None:
 
 
 def _measure(names: list[str]) -> None:
-  if set(names) - set(MEASUREMENTS):
+  if set(names) & set(QUICKSTART):
     command = ["-m", "experiments.quickstart", f"--workdir={_RUNS.value}"]
     if subprocess.run([sys.executable, *command, *["--quick"] * _QUICK.value]).returncode:
       raise program.Mistake("--measure: the quickstart did not finish; it says why above.")

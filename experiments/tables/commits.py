@@ -60,6 +60,7 @@ def table(folder: Path) -> Table:
       " queues run dry, which counts. A commit writes what is at home in memory; what is on SSD is"
       " there already, and the first write after it goes to another generation of the array.",
       "Medians of rounds, each run a process. Predicted: from the placement, before the run.",
+      runs.settings_text(folder / "commits"),
     ),
     machine=machine.sentence(some["machine"]) if some else "",
   )

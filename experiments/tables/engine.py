@@ -85,6 +85,7 @@ def table(folder: Path) -> Table:
       " one JAX program, blocks recomputed likewise. Wanted: at most, and within 10% of predicted.",
       "Medians of rounds, each run a process; spread: the largest over the smallest median"
       " iteration of a case.",
+      runs.settings_text(folder / "engine"),
     ),
     machine=machine.sentence(some["machine"]) if some else "",
   )

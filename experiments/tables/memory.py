@@ -9,7 +9,7 @@ width 32; on a CPU the device's buffers are in the resident set too.
 
 from pathlib import Path
 
-from experiments import machine, program, run_log
+from experiments import machine, program
 from experiments.tables import runs
 from experiments.tables.engine import FLAGS
 from experiments.tables.runs import Run
@@ -32,8 +32,7 @@ def measure(folder: Path, *, quick: bool) -> None:
 
 def budgets_of(run: Path) -> dict[str, int]:
   """The bytes of the host's and the device's budget that a run's flag file gives."""
-  lines = (run / run_log.FLAGS_FILE).read_text().splitlines()
-  given = dict(line.removeprefix("--").split("=", 1) for line in lines if "=" in line)
+  given = runs.flags_of(run)
   return {tier: program.size(given[f"{tier}_memory_budget"]) for tier in ("host", "device")}
 
 
@@ -58,7 +57,10 @@ def table(folder: Path) -> Table:
   rows = zip((*names, *last), (*values, sum(values[1:]), peak), strict=True)
   return Table(
     rows=tuple((name, bytes_text(value)) for name, value in rows),
-    notes=("The system's VmHWM of each process; program itself: with a tiny model.",),
+    notes=(
+      "The system's VmHWM of each process; program itself: with a tiny model.",
+      runs.settings_text(folder / "memory"),
+    ),
     machine=machine.sentence(found["large"]["machine"]),
     **heading,
   )

@@ -23,6 +23,7 @@ from experiments.tables.table import (
 )
 
 MICRO_BATCHES, FRACTIONS, AT = (1, 2, 4, 8, 16), (0.0, 0.25, 0.5, 0.75, 1.0), 4
+QUICK_MICRO_BATCHES = (1, AT, 16)  # AT: what the delayed fractions are compared with
 SCHEDULES = ("horizontal", "vertical")
 ROUNDS, WANTED = 3, 1.9
 _PREDICTED = "predicted_seconds_per_iteration"
@@ -40,7 +41,7 @@ def measure(folder: Path, *, quick: bool) -> None:
   own = (f"--flagfile={FLAGS / 'orders.flags'}", *QUICK * quick)
   todo = {
     _name(schedule, m): Run((*own, f"--schedule={schedule}", f"--micro_batches={m}"))
-    for m in MICRO_BATCHES[:: 4 if quick else 1]
+    for m in (QUICK_MICRO_BATCHES if quick else MICRO_BATCHES)
     for schedule in SCHEDULES
   }
   for alpha in FRACTIONS[:: 2 if quick else 1][1:]:
@@ -98,6 +99,7 @@ def table(folder: Path) -> Table:
       f"Best measured ratio {times_text(best)}, wanted at least {times_text(WANTED)}; paper: 1.96×"
       " for GPT-65B on one A100. Ratios of the rows with alpha are over alpha = 0.",
       "Medians of rounds; predicted from the probes of the same runs.",
+      runs.settings_text(folder / "orders"),
     ),
     machine=machine.sentence(some["machine"]) if some else "",
   )

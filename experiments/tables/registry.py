@@ -43,7 +43,9 @@ class Measurement(NamedTuple):
   measure: Callable[..., None]
 
 
-# Tables whose runs the quickstart does not make.
+QUICKSTART = ("training", "decoding")  # tables of the quickstart's runs
+
+# Tables that --measure measures by themselves.
 MEASUREMENTS = {
   "ssd": Measurement(ssd.check, ssd.measure),
   "engine": Measurement(engine.check, engine.measure),
@@ -51,4 +53,12 @@ MEASUREMENTS = {
   "memory": Measurement(memory.check, memory.measure),
   "transports": Measurement(transports.check, transports.measure),
   "commits": Measurement(commits.check, commits.measure),
+}
+
+# What measures the other tables, which need a GPU, other environments or their own process.
+COMMANDS = {
+  "kernels": "python -m experiments.tables.kernels --workdir={runs}/kernels",
+  "bandwidth": "python -m experiments.gpu_check.bandwidth --workdir={runs}/bandwidth",
+  "conformance": ("python -m experiments.gpu_check.conformance --workdir={runs}/conformance_xla"),
+  "peers": "scripts/peers/zero_infinity --workdir={runs}/peers",
 }

@@ -61,6 +61,7 @@ def table(folder: Path) -> Table:
     notes=(
       "Rates of a unit's parameters and gradients, alone, by the probe; iterations of"
       f" {FLAGS / 'orders.flags'} with 4 micro-batches, vertical. Both give the same bits.",
+      runs.settings_text(folder / "transports"),
     ),
     machine=machine.sentence(some["machine"]) if some else "",
   )

@@ -64,7 +64,7 @@ def slots_for(config: ModelConfig, method: Method, longest_prompt: int, wanted: 
       f"A prompt of {longest_prompt} tokens and --max_new_tokens={wanted} do not fit the model's"
       f" context of {config.context} tokens: shorten one of them."
     )
-  slots = kv_cache.slots_for(longest_prompt + wanted, method.spare_slots, CHUNK)
+  slots = kv_cache.slots_for(longest_prompt + wanted, method.spare_slots(wanted), CHUNK)
   # Attention's bits do not depend on the cache's size from two chunks on.
   return max(slots, 2 * CHUNK) if method.bit_exact else slots
 

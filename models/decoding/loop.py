@@ -60,9 +60,8 @@ class Method:
     if self.selector is None and self.draft_length:
       raise ValueError("A draft needs a selector: set both or neither.")
 
-  @property
-  def spare_slots(self) -> int:
-    """Slots the cache needs behind the longest text that it is to hold.
+  def spare_slots(self, wanted: int) -> int:
+    """Slots the cache needs behind the longest text that it is to hold, `wanted` tokens decoded.
 
     A tail is copied from where it starts: at a last page's begin and, unless the selection is kept
     for the whole text, at most at the last token.
@@ -70,7 +69,7 @@ class Method:
     if self.selector is None:
       return 1
     kept = self.refresh == 0
-    since = 0 if kept else drafting.accepted_since(self.draft_length, self.refresh, 2**31)
+    since = 0 if kept else drafting.accepted_since(self.draft_length, self.refresh, wanted)
     return since + 2 * self.draft_length + 1 + self.selector.page_size
 
   def together(self, sequences: int) -> int:

@@ -98,6 +98,60 @@ def test_a_run_that_fails_is_named(tmp_path):
     runs.measure(tmp_path / "own", {"bad": Run(("--model=none",))}, 1)
 
 
+@pytest.mark.parametrize("marked", [False, True])
+def test_files_that_are_not_ours_are_refused_and_stay(tmp_path, marked):
+  folder = tmp_path / "orders"
+  folder.mkdir()
+  (folder / "invoice.txt").write_text("42")
+  (folder / "vertical-1-0.0").mkdir()
+  if marked:
+    (folder / "flags.txt").write_text("# python -m experiments.tables\n")
+  with pytest.raises(ValueError, match="that no table's measurement made"):
+    runs.measure(folder, {}, 1)
+  assert (folder / "invoice.txt").read_text() == "42" and (folder / "vertical-1-0.0").is_dir()
+
+
+def test_an_earlier_measurement_is_replaced(tmp_path):
+  folder = tmp_path / "orders"
+  runs.measure(folder, {}, 1)
+  _leave(folder, "vertical-1-0.0", 1.0)
+  (folder / "vertical-2-0.0.txt").write_text("killed")
+  runs.measure(folder, {}, 1)
+  assert [path.name for path in folder.iterdir()] == ["flags.txt"]
+
+
+def test_a_link_is_not_followed(tmp_path):
+  folder, own = tmp_path / "orders", tmp_path / "own"
+  runs.measure(folder, {}, 1)
+  own.mkdir()
+  (folder / "vertical-1-0.0").symlink_to(own)
+  with pytest.raises(ValueError, match=re.escape("holds vertical-1-0.0 that no table")):
+    runs.measure(folder, {}, 1)
+  assert own.is_dir()
+
+
+@pytest.mark.parametrize("module", [engine, orders, memory, transports])
+def test_notes_say_what_was_run_and_that_it_was_short(module, tmp_path):
+  folder = tmp_path / module.__name__.rpartition(".")[2]
+  for run in ("tiny.0", "large.0", "large.1"):
+    _leave(folder, run, 1.0)
+    flags = "--model=bytes-tiny\n--micro_batch_size=1\n--sequence_length=32\n"
+    lines = flags + "--host_memory_budget=1\n--device_memory_budget=1\n"
+    (folder / run / "flags.txt").write_text("# python -m experiments.train\n" + lines)
+  said = "Runs of bytes-tiny, micro-batches of 1 x 32 tokens; 2 rounds."
+  assert said in module.table(tmp_path).notes
+  (folder / "flags.txt").write_text("# python -m experiments.tables\n--measure\n--quick\n")
+  assert any(note.startswith(f"{said} With --quick") for note in module.table(tmp_path).notes)
+
+
+def test_quick_orders_have_the_setting_that_delayed_steps_are_compared_with(tmp_path, monkeypatch):
+  made = {}
+  monkeypatch.setattr(runs, "measure", lambda folder, todo, rounds: made.update(todo))
+  monkeypatch.setattr("experiments.report.curves.orders", lambda *_: None)
+  orders.measure(tmp_path, quick=True)
+  assert {"horizontal-4-0", "vertical-4-0", "vertical-4-0_5"} <= set(made)
+
+
 def test_tiny_flags_run_as_their_header_says(tmp_path):
   command = [sys.executable, "-m", "experiments.train", "--flagfile=experiments/flags/tiny.flags"]
   done = subprocess.run([*command, "--dry_run"], capture_output=True, text=True)

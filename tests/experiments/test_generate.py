@@ -27,11 +27,11 @@ for arguments in json.loads(sys.argv[1]):
   flags.FLAGS.unparse_flags()
   for name in flags.FLAGS:
     flags.FLAGS[name].unparse()
-  flags.FLAGS(["generate", *arguments])
   try:
+    flags.FLAGS(["generate", *arguments])
     generate.check()
     print("accepted")
-  except (ValueError, OSError) as error:
+  except (flags.Error, ValueError, OSError) as error:
     print(error)
 """
 
@@ -175,7 +175,8 @@ def test_a_mistake_exits_with_2_and_writes_nothing(folder):
 def test_each_mistake_has_its_sentence(folder):
   model, prompt = f"--checkpoint={folder / 'model'}", f"--prompt_file={folder / 'a.txt'}"
   cases = {
-    "accepted": [model, prompt],
+    "accepted": [model, prompt, "--method=autoregressive", "--draft_length=0"],
+    "accept": [model, prompt, "--method=h2o", "--refresh=2147483647", "--sink=2147483647"],
     "Name the model's folder with --checkpoint.": [prompt],
     "holds no checkpoint: there is no model.json": [f"--checkpoint={folder}", prompt],
     "has a vocabulary of 512, but prompts": [f"--checkpoint={folder / 'vocabulary'}", prompt],
@@ -199,6 +200,10 @@ def test_each_mistake_has_its_sentence(folder):
     "--method=nonsense is neither autoregressive nor": [model, prompt, "--method=nonsense"],
     "--kv_budget=0.0 selects nothing": [model, prompt, "--method=window", "--kv_budget=0.0"],
     "--draft_length=0 drafts nothing": [model, prompt, "--method=window", "--draft_length=0"],
+    "or --method=autoregressive": [model, prompt, "--method=specattn", "--draft_length=0"],
+    "--sink=2147483648:": [model, prompt, "--method=window", "--sink=2147483648"],
+    "--recent=99999999999 is beyond": [model, prompt, "--method=h2o", "--recent=99999999999"],
+    "--smoothing=100000:": [model, prompt, "--method=snapkv", "--smoothing=100000"],
     "--kv_budget=0 selects nothing": [model, prompt, "--method=window", "--kv_budget=0"],
     "--page_size=3 must be a power of two": [model, prompt, "--method=full", "--page_size=3"],
     "--page_size=1024 is beyond 512": [model, prompt, "--method=full", "--page_size=1024"],

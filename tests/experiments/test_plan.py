@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -48,6 +49,14 @@ def test_gpt_65b_beside_the_paper(gpt_65b):
 def test_the_summary_holds_the_choice(gpt_65b):
   summary, said = gpt_65b
   assert summary["flags"]["micro_batches"] == 60 and summary["flags"]["schedule"] == "vertical"
+  assert summary["flags"]["model"] == "gpt-65b"
+  assert summary["flags"]["parameter_dtype"] == "bfloat16"
+  assert summary["flags"]["micro_batch_size"] == 2
+  assert summary["flags"]["sequence_length"] == 2048
+  reserved = summary["flags"]["device_memory_budget"] - summary["peak_bytes"]["device"]
+  assert reserved > 1e9 and summary["flags"]["device_memory_budget"] <= 80e9
+  assert summary["hardware"]["name"] == "a100-paper"
+  assert summary["hardware"]["flops"] == pytest.approx(0.55 * 312e12, rel=0.01)
   assert summary["binding"] == "device"
   assert summary["predicted_seconds_per_iteration"] == pytest.approx(777, rel=0.02)
   assert set(summary["peak_bytes"]) == {"device", "host", "ssd"}
@@ -72,6 +81,12 @@ def test_without_micro_batches_the_curve_is_printed(tmp_path):
     (("--hardware=nowhere",), "--hardware=nowhere is no profile: take one of a100-paper, h200"),
     (("--hardware=h200", "--host_memory_budget=1MiB"), "--host_memory_budget=1048576 is too small"),
     (("--hardware=h200", "--sequence_length=99999999"), "exceeds the context"),
+    (("--hardware=h200", "--delayed_fraction=1.5"), "--delayed_fraction=1.5 must be in [0, 1]"),
+    (("--hardware=h200", "--delayed_fraction=nan"), "--delayed_fraction=nan must be in [0, 1]"),
+    (
+      ("--hardware=h200", "--schedule=horizontal", "--delayed_fraction=0.5"),
+      "--delayed_fraction=0.5 is not planned for --schedule=horizontal",
+    ),
   ],
 )
 def test_mistakes_are_told_in_a_sentence(tmp_path, flags, sentence):
@@ -105,3 +120,22 @@ def test_a_profile_without_a_bandwidth_is_refused(tmp_path, broken, told):
 
 def test_the_papers_ratios_are_told_for_its_models_alone():
   assert plan_report.PUBLISHED == {"gpt-65b": 1.96, "gpt-175b": 2.53}
+
+
+@pytest.mark.parametrize(
+  "name, value, sentence",
+  [
+    ("flops", "Infinity", "flops=inf must be a finite number above zero"),
+    ("update", "true", "update=True must be a finite number above zero"),
+    ("link_shared", '"no"', "link_shared='no' must be true or false"),
+    ("ssd_capacity", "-1", "ssd_capacity=-1 must be bytes, or null"),
+    ("ssd_capacity", "true", "ssd_capacity=True must be bytes, or null"),
+  ],
+)
+def test_a_hardware_file_with_a_bad_figure_is_refused(tmp_path, name, value, sentence):
+  found = json.loads((hardware.FOLDER / "h200.json").read_text())
+  found["figures"][name]["value"] = json.loads(value)
+  path = tmp_path / "own.json"
+  path.write_text(json.dumps(found))
+  with pytest.raises(ValueError, match=re.escape(sentence)):
+    hardware.load(str(path))

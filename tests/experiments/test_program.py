@@ -1,7 +1,9 @@
 """Programs: a mistake is one sentence and exit code 2; a saved flag file reruns the program."""
 
+import importlib.machinery
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -32,6 +34,15 @@ def main(checked):
 
 program.run(main, check)
 """
+
+
+@pytest.mark.parametrize("name", ["tables", "tables.kernels", "peers.whole_program", "train"])
+def test_a_program_has_the_name_that_python_finds_it_by(monkeypatch, name):
+  main = types.ModuleType("__main__")
+  module = f"experiments.{name}" + ".__main__" * (name == "tables")
+  main.__spec__ = importlib.machinery.ModuleSpec(module, None)
+  monkeypatch.setitem(sys.modules, "__main__", main)
+  assert program.name() == name
 
 
 @pytest.fixture

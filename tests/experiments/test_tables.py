@@ -91,6 +91,7 @@ def test_the_program(runs, tmp_path):
     (("trianing",), "no table 'trianing'; the tables are training, decoding"),
     ((), "Give --all or the names of tables"),
     (("training", "--quick"), "give --measure too"),
+    (("peers", "--measure", f"--runs={tmp_path}"), f"zero_infinity --workdir={tmp_path}/peers"),
     (("training", f"--runs={tmp_path / 'missing'}"), "is no folder"),
   ):
     bad = run(*words)

@@ -39,7 +39,8 @@ class Scored(RoundSettings):
     head_sets: one set of pages for `all` heads, or one for each `group` of query heads that share a
       key/value head.
     head_aggregation: a set's mass is the `mean` over its query heads, or the `max`.
-    metric: softmax `weight`, or the raw `logit` (a page's log-sum-exp).
+    metric: softmax `weight`, or the raw `logit` (a page's log-sum-exp), which is neither carried on
+      nor spread: no decay, no smoothing, no coverage.
     decay: what a verification leaves of the mass before it: 0 forgets, 1 accumulates.
     sink: tokens at the start that are always selected, within the budget.
     recent: the same of the candidates' end; a share of the budget if it is a float.
@@ -73,6 +74,10 @@ class Scored(RoundSettings):
       raise ValueError(f"--recent={self.recent} is more than the whole budget: give at most 1.0.")
     if not 0 <= self.decay <= 1:
       raise ValueError(f"--decay={self.decay} must be in [0, 1].")
+    # A page not yet written has a log-sum-exp of "nothing", which must not be carried or spread.
+    if self.metric == "logit" and (self.decay or self.smoothing > 1):
+      name = "decay" if self.decay else "smoothing"
+      raise ValueError(f"--{name} adds up attention weights: leave out --metric=logit.")
     if self.coverage is None:
       return
     if not 0 < self.coverage <= 1:

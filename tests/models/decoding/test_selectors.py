@@ -141,6 +141,8 @@ def test_a_selector_is_made_of_the_settings_that_it_has():
     ("snapkv", {"smoothing": 0}, "--smoothing=0 must be at least 1"),
     ("specattn", {"coverage": 1.2}, "--coverage=1.2 must be in"),
     ("specattn", {"coverage": 0.9, "metric": "logit"}, "leave out --metric=logit"),
+    ("h2o", {"metric": "logit"}, "--decay adds up attention weights: leave out --metric=logit"),
+    ("snapkv", {"metric": "logit"}, "--smoothing adds up attention weights"),
   ],
 )
 def test_settings_that_make_no_sense_are_refused(name, settings, says):
