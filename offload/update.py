@@ -58,7 +58,7 @@ class Updater:
     self._scalars: dict[int, list[Any]] = {}  # before the step of an iteration
     self._scratch = aligned((len(self.names) + 2, block), np.float32)
 
-  def start(self, iteration: int, scalars: list[np.ndarray] | None = None) -> None:
+  def start(self, iteration: int, scalars: list[Any] | None = None) -> None:
     """Sets what belongs to a whole step to `scalars`, or to that of a fresh start, for the
     iteration to come."""
     if scalars is not None:
