@@ -82,7 +82,7 @@ def test_what_matters_most_comes_first_and_all_fits_nine_minutes(tmp_path):
   assert [part.name for part in made] == ["conformance", "bandwidth", "decoding", "training"]
   assert sum(part.seconds for part in made) <= 9 * 60 - 20
   runs = {Path(folder).name: name for part in made for folder, name in part.runs()}
-  assert runs["conformance_triton"] == "conformance"
+  assert runs["conformance_triton"] == "gpu_check.conformance"
   assert runs["decode_specattn"] == "generate"
   assert runs["horizontal"] == runs["vertical"] == "train"
   for scale in (parts.FULL, parts.QUICK):
@@ -125,9 +125,7 @@ def test_a_dry_run_prints_commands(tmp_path):
 
 
 def test_tables_render_what_a_check_leaves(tmp_path):
-  for name in ("conformance_triton", "bandwidth"):
-    (tmp_path / name).mkdir()
-  log = run_log.RunLog(tmp_path / "conformance_triton", "conformance", 0.0)
+  log = run_log.RunLog.start(tmp_path / "conformance_triton", "gpu_check.conformance")
   log.metric(test="one", outcome="passed")
   log.metric(test="two", outcome="failed")
   rows = {row[0]: row[1:] for row in conformance.table(tmp_path).rows}
@@ -136,7 +134,7 @@ def test_tables_render_what_a_check_leaves(tmp_path):
   assert "Failed: two." in conformance.table(tmp_path).notes
 
   assert "«not measured»" in bandwidth.table(tmp_path / "nowhere").markdown()
-  log = run_log.RunLog(tmp_path / "bandwidth", "bandwidth", 0.0)
+  log = run_log.RunLog.start(tmp_path / "bandwidth", "gpu_check.bandwidth")
   log.metric(machine=machine.describe())
   shared = {"setting": "4 rows", "bytes": 3_000_000, "copy_bytes_per_second": 4e12}
   log.metric(**shared, name="attention_with_mass, triton", seconds=1e-6)

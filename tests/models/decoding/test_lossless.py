@@ -14,7 +14,7 @@ import pytest
 
 from models import kv_cache
 from models.decoding.compare import follow
-from models.decoding.generate import Generator, sequence_keys
+from models.decoding.generate import Generator, sequence_keys, slots_for
 from models.decoding.loop import Method, advance, start
 from models.decoding.selectors import SELECTORS, Budget, make_selector
 from models.decoding.selectors.base import RoundSettings, Selection, Unscored
@@ -154,6 +154,7 @@ def test_settings_change_no_token(name, expected, tiny, ragged, decode):
     ("quest", {"dense_layers": 1, "page_size": 8}),
     ("oracle", {"page_size": 4}),
     ("full", {"refresh": 3, "dense_layers": 1}),
+    ("full", {"refresh": 2**31 - 1}),
   ],
 )
 def test_with_everything_selected_every_draft_stands(
@@ -164,6 +165,12 @@ def test_with_everything_selected_every_draft_stands(
   texts, acceptances = decode(*tiny("llama"), Method(selector, 4), ragged(3), WANTED)
   assert texts == expected("llama", 3)
   assert sum(acceptances[:-1]) == 0
+
+
+def test_rounds_beyond_the_text_s_end_take_no_slots(tiny):
+  config = tiny("llama")[0].config
+  hold = lambda rounds: Method(make_selector("full", BUDGET, refresh=rounds), 4)
+  assert slots_for(config, hold(2**31 - 1), 8, WANTED) == slots_for(config, hold(WANTED), 8, WANTED)
 
 
 def test_a_selection_holds_for_its_rounds(tiny, ragged, prefilled):
