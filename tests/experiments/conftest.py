@@ -7,8 +7,19 @@ import random
 import shutil
 
 import pytest
+from absl import flags
 
 from experiments import run_log
+
+
+def _side_by_side(self, name, flag, define=flags.FlagValues.__setitem__):
+  """Programs define their flags for a process of their own; tests import several into one."""
+  flag.allow_override = True
+  define(self, name, flag)
+
+
+flags.FlagValues.__setitem__ = _side_by_side
+
 
 MICRO_BATCHES, UNITS = 8, 4
 LINKS = ("ssd_read", "ssd_written", "host_to_device", "device_to_host")
