@@ -1,7 +1,7 @@
 """Arrays in generations: what a commit names is not written again until a later one is current.
 
 The first write after a commit goes to another generation of the array, which then is overwritten
-until the next commit. So commits cost room on the disk, and no byte of traffic.
+until the next commit. So commits cost room on the disk, and no traffic for what is on SSD anyway.
 """
 
 import itertools
