@@ -103,7 +103,7 @@ class BlockFiles:
     into = _blocks(piece.size) if staged else piece
     done = 0
     while done < piece.size:
-      count = os.preadv(file, [into[done:]], at + done)
+      count = os.preadv(file, [into[done:].data], at + done)
       if count == 0:
         raise EOFError(f"A file of the store ends at byte {at + done}, before its array does.")
       done += count
@@ -117,7 +117,7 @@ class BlockFiles:
       piece = staged
     done = 0
     while done < piece.size:
-      done += os.pwritev(file, [piece[done:]], at + done)
+      done += os.pwritev(file, [piece[done:].data], at + done)
 
   def _must_stage(self, piece: np.ndarray) -> bool:
     return self._direct and (piece.ctypes.data % BLOCK > 0 or piece.size % BLOCK > 0)

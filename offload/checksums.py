@@ -13,7 +13,7 @@ class Corrupt(ValueError):  # noqa: N818 (it says what the bytes are)
 
 def checksums(array: np.ndarray) -> list[int]:
   """CRC-32 of each block of a contiguous array's bytes."""
-  data = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+  data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
   return [zlib.crc32(data[at : at + BLOCK]) for at in range(0, len(data), BLOCK)]
 
 

@@ -82,7 +82,7 @@ class RawNewFiles:
     for i, array in enumerate(arrays):
       path, new = self._folder / f"{unit}.{i}", self._folder / "new"
       file = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_DIRECT, 0o666)
-      os.pwritev(file, [array.view(np.uint8)], 0)
+      os.pwritev(file, [array.view(np.uint8).data], 0)
       os.fsync(file)
       os.close(file)
       new.rename(path)
@@ -93,7 +93,7 @@ class RawNewFiles:
   def read(self, unit: int, arrays: Arrays) -> None:
     for i, array in enumerate(arrays):
       file = os.open(self._folder / f"{unit}.{i}", os.O_RDONLY | os.O_DIRECT)
-      os.preadv(file, [array.view(np.uint8)], 0)
+      os.preadv(file, [array.view(np.uint8).data], 0)
       os.close(file)
 
 
