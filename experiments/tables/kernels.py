@@ -168,7 +168,7 @@ def table(runs: Path) -> Table:
     notes=(
       "One sequence, {slots} entries, {heads} query and {kv_heads} key/value heads of {head_size},"
       " {dtype}; medians of {rounds} rounds.".format(**setting),
-      f"A round drafts {DRAFTS} tokens from one scratch: a draft's time is of as many calls in a row.",
+      f"A round drafts {DRAFTS} tokens from one scratch: its time is of as many calls in a row.",
       f"Scores of 2 rows by tokens are {share:.1%} of the bytes of K and V to write, and as much"
       " again to read; 1.5 times that is wanted at most.",
     ),
