@@ -222,9 +222,7 @@ def train(tmp_path):
     work, pools = settings.work, settings.pools
     if probed:
       streamer.probe()
-    result = Result.none()
-    for count_of_run in runs:
-      result = result.then(streamer.run(count_of_run))
+    result = Result.joined(map(streamer.run, runs))
     lists = derive(iterations(settings.schedule, work, 0, ITERATIONS), work, pools)
     trained = state_of(
       *(streamer, result.losses, work.units),
