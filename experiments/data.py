@@ -31,6 +31,13 @@ class Corpus:
   vocabulary: int
   files: tuple[tuple[str, int, int], ...]
 
+  def describe(self) -> str:
+    """The name, and what tells it from one of the same name whose contents have changed."""
+    digest = hashlib.sha256(np.ascontiguousarray(self.train).data)
+    digest.update(np.ascontiguousarray(self.heldout).data)
+    count = len(self.train) + len(self.heldout)
+    return f"{self.name} ({count} tokens, sha256 {digest.hexdigest()[:16]})"
+
   def heldout_prompts(self, count: int, length: int, seed: int) -> np.ndarray:
     """`count` held-out prompts, i32[count, length], each a run of tokens.
 

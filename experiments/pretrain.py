@@ -26,10 +26,12 @@ from tqdm import tqdm
 from experiments import data, program
 from experiments.mixture import Mixture
 from experiments.run_log import RunLog, check_workdir
+from experiments.whole_loss import whole_loss
 from models import initialization
 from models.config import PRESETS
 from models.transformer import Parameters, Transformer
 from models.weights import checkpoint
+from offload.feed import Batch
 from offload.optimizers import warmup_cosine
 
 FLAGS = flags.FLAGS
@@ -63,13 +65,13 @@ class Plan:
   corpus: data.Corpus
   workdir: pathlib.Path
 
-  def batch(self, iteration: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Inputs, targets and positions of an iteration."""
+  def batch(self, iteration: int) -> Batch:
+    """Of an iteration."""
     size, length = FLAGS.micro_batch_size, FLAGS.sequence_length
     where = {"seed": FLAGS.seed, "iteration": iteration, "micro_batch": 0}
     where |= {"size": size, "sequence_length": length}
     positions = data.skipping_positions(span=FLAGS.position_span or length, **where)
-    return *self.mixture.batch(self.corpus.train, **where), positions
+    return Batch(*self.mixture.batch(self.corpus.train, **where), positions)
 
 
 def check() -> Plan:
@@ -129,9 +131,9 @@ def _train(
   """The parameters at the end, and each iteration's bits per byte."""
 
   @functools.partial(jax.jit, donate_argnums=(0, 1))
-  def step(parameters: Parameters, state: Any, inputs, targets, positions):
+  def step(parameters: Parameters, state: Any, batch: Batch):
     def mean_loss(parameters):
-      total, weight = _loss(plan.model, parameters, inputs, targets, positions)
+      total, weight = whole_loss(plan.model, parameters, batch)
       return total / jnp.maximum(weight, 1.0)
 
     loss, gradients = jax.value_and_grad(mean_loss)(parameters)
@@ -141,7 +143,7 @@ def _train(
   state, bits = optimizer.init(parameters), []
   with tqdm(total=FLAGS.iterations, unit="iteration", disable=None) as bar:
     for iteration in range(FLAGS.iterations):
-      parameters, state, loss = step(parameters, state, *plan.batch(iteration))
+      parameters, state, loss = step(parameters, state, plan.batch(iteration))
       bits.append(float(loss) / math.log(2))
       log.metric(iteration=iteration, bits=bits[-1], tokens=_tokens())
       recent = float(np.mean(bits[-_WINDOW:]))
@@ -152,17 +154,6 @@ def _train(
       if len(bits) >= _WINDOW and recent < FLAGS.stop_below:
         break
   return parameters, bits
-
-
-def _loss(
-  model: Transformer, parameters: Parameters, inputs: Any, targets: Any, positions: Any
-) -> tuple[jax.Array, jax.Array]:
-  """The summed loss in nats and the number of targets."""
-  context = model.context(positions, None)
-  x = model.embed(parameters["resident"], inputs, context)
-  for unit in parameters["units"]:
-    x = model.block(unit, x, context)
-  return model.loss(parameters["resident"], x, targets, context)
 
 
 def _tokens() -> int:

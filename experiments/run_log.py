@@ -14,7 +14,7 @@ from typing import Any
 
 from experiments import machine, program
 from offload import lock
-from offload.block_files import make_folders, sync_folders
+from offload.block_files import make_folders, naming, sync_folders
 
 FLAGS_FILE, METRICS_FILE, SUMMARY_FILE = "flags.txt", "metrics.jsonl", "summary.json"
 _BESIDE = ".tmp"  # of a file's name until it is whole
@@ -69,12 +69,14 @@ class RunLog:
   def metric(self, **values: Any) -> None:
     """Appends one line to metrics.jsonl; arrays become lists, numbers that are not finite null."""
     line = json.dumps({"seconds": round(time.time() - self.started, 3), **_plain(values)})
-    with open(self.workdir / METRICS_FILE, "a") as file:
+    path = self.workdir / METRICS_FILE
+    with naming(path), path.open("a") as file:
       file.write(line + "\n")
 
   def sync(self) -> None:
     """Forces the metrics to the disk, so that a commit finds what led to it."""
-    with open(self.workdir / METRICS_FILE, "a") as file:
+    path = self.workdir / METRICS_FILE
+    with naming(path), path.open("a") as file:
       os.fsync(file.fileno())
     sync_folders(self.workdir, self.workdir)
 
@@ -101,7 +103,7 @@ def write_json(path: Path, value: Any) -> None:
 def write_text(path: Path, text: str) -> None:
   """As `write_json`."""
   beside = path.with_name(path.name + _BESIDE)
-  with beside.open("w") as file:
+  with naming(beside), beside.open("w") as file:
     file.write(text)
     file.flush()
     os.fsync(file.fileno())

@@ -11,7 +11,7 @@ from offload.checksums import Corrupt
 
 
 class Stop:
-  """SIGTERM or Ctrl-C asks for an end after the iterations under way; a second one ends at once.
+  """SIGTERM or Ctrl-C asks for an end after the running iteration; a second one ends at once.
 
   What is committed stands either way.
   """
@@ -36,7 +36,7 @@ class Stop:
       os._exit(128 + number)  # no queue is waited for
     self.signal = number
     print(
-      f"\n{program.name()}: ends after the iterations under way, committed; again to end at once.",
+      f"\n{program.name()}: ends after the running iteration, committed; again to end at once.",
       file=sys.stderr,
       flush=True,
     )

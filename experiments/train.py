@@ -30,15 +30,15 @@ flags.adopt_module_key_flags(training_flags)
 
 
 def main(plan: Plan) -> None:
-  if FLAGS.dry_run:
-    print(train_report.describe(plan.settings, FLAGS.iterations))
-    return
   programs = Programs(plan.model, plan.layout, plan.shape)
   plan = place_beside(programs, plan)
   print(train_report.describe(plan.settings, FLAGS.iterations), flush=True)
+  if FLAGS.dry_run:
+    return
   log = RunLog.start(plan.workdir, "train", kept=plan.done)
   with program.mistakes():
-    store = Store(plan.store, training_flags.configuration(), direct_io=FLAGS.direct_io)
+    configuration = training_flags.configuration(plan.corpus)
+    store = Store(plan.store, configuration, direct_io=FLAGS.direct_io)
   run = Run(plan, programs, log, store)
   with failures(plan.damage):
     run.start()

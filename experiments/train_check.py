@@ -92,8 +92,8 @@ def check() -> Plan:
   schedule, work, layout = _order(model)
   if not math.isfinite(FLAGS.learning_rate + FLAGS.weight_decay):
     raise ValueError("--learning_rate and --weight_decay must be finite numbers.")
-  workdir, store, commits = _folders()
   corpus = _corpus(config)
+  workdir, store, commits = _folders(corpus)
   optimizer = training_flags.optimizer()
   shape = Shape(FLAGS.micro_batch_size, FLAGS.sequence_length)
   sizes = sizes_of(model, layout, shape, len(Updater(optimizer, model.dtype).names))
@@ -120,7 +120,8 @@ def place_beside(programs: Programs, plan: Plan) -> Plan:
       *(settings.pools.master_is_parameter, programs.reserved_bytes),
     )
     check_derived(settings.schedule, settings.work, pools)
-    _check_disk(plan.store, pools, settings.work)
+    if not FLAGS.dry_run:
+      _check_disk(plan.store, pools, settings.work)
   return dataclasses.replace(plan, settings=dataclasses.replace(settings, pools=pools))
 
 
@@ -158,7 +159,7 @@ def _corpus(config: ModelConfig) -> data.Corpus:
   return corpus
 
 
-def _folders() -> tuple[pathlib.Path, pathlib.Path, list[Commit]]:
+def _folders(corpus: data.Corpus) -> tuple[pathlib.Path, pathlib.Path, list[Commit]]:
   """The work folder and the store's, and the commits that it holds; a dry run leaves both alone,
   so they may be anything."""
   workdir = pathlib.Path(program.workdir())
@@ -170,7 +171,7 @@ def _folders() -> tuple[pathlib.Path, pathlib.Path, list[Commit]]:
   check_workdir(workdir, "train")
   advice = f"Nothing was trained on it: restore the file, or remove {store} to begin anew."
   with failures(lambda error: advice):
-    found = manifest.check(store, training_flags.configuration())
+    found = manifest.check(store, training_flags.configuration(corpus))
     commits = snapshot.all_of(store) if found else []
   done = commits[-1].iteration if commits else 0
   finished = done == FLAGS.iterations and (workdir / SUMMARY_FILE).exists()

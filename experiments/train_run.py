@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from absl import flags
 from tqdm import tqdm
@@ -49,24 +49,27 @@ class Run:
           print(f"WARNING: {name} was {then} and is {now}: bits may differ.", file=sys.stderr)
 
   def train(self) -> Result:
-    result, streamer = Result.none(), self.streamer
     with tqdm(
-      total=FLAGS.iterations, initial=streamer.iteration, unit="it", desc=FLAGS.schedule,
+      total=FLAGS.iterations, initial=self.streamer.iteration, unit="it", desc=FLAGS.schedule,
       disable=None,
     ) as bar:  # fmt: skip
-      while streamer.iteration < FLAGS.iterations and not self._stop():
-        count = FLAGS.iterations - streamer.iteration
-        count = min(FLAGS.commit_every or count, count)
-        tell, commits = _progress(self._log, bar), FLAGS.commit_every > 0
-        try:
-          result = result.then(streamer.run(count, tell, stop=self._stop, commits=commits))
-        except NonFiniteGradientError as error:
-          raise program.Failure(f"{error} {self.advice(None)}") from error
-        if commits or self._stop():
-          self._commit()
+      result = Result.joined(self._stretches(bar))
     if self._stop():
-      self._stop.exit(f"stopped after iteration {streamer.iteration}; {self.advice(None)}")
+      where = f"stopped after iteration {self.streamer.iteration}"
+      self._stop.exit(f"{where}; {self.advice(None)}")
     return result
+
+  def _stretches(self, bar: tqdm) -> Iterator[Result]:
+    streamer, commits = self.streamer, FLAGS.commit_every > 0
+    while streamer.iteration < FLAGS.iterations and not self._stop():
+      count = FLAGS.iterations - streamer.iteration
+      count = min(FLAGS.commit_every or count, count)
+      try:
+        yield streamer.run(count, _progress(self._log, bar), stop=self._stop, commits=commits)
+      except NonFiniteGradientError as error:
+        raise program.Failure(f"{error} {self.advice(None)}") from error
+      if commits or self._stop():
+        self._commit()
 
   def advice(self, _: object) -> str:
     """What a user can do after an end before the end."""

@@ -6,6 +6,7 @@ from typing import Any
 from absl import flags
 
 from experiments import program
+from experiments.data import Corpus
 from models.config import PRESETS
 from offload import optimizers
 from offload.transport import TRANSPORTS
@@ -64,15 +65,15 @@ flags.DEFINE_bool(
 flags.DEFINE_bool("dry_run", False, "Print steps, bytes and peaks of the run, and touch nothing.")
 
 _CONFIGURATION = (  # what decides the trained bits: a run goes on only with the same
-  *("model", "data", "seed", "schedule", "micro_batches", "micro_batch_size", "sequence_length"),
+  *("model", "seed", "schedule", "micro_batches", "micro_batch_size", "sequence_length"),
   *("position_span", "iterations", "optimizer", "learning_rate", "warmup", "weight_decay"),
   *("clip_norm", "parameter_dtype", "loss_scale", "loss_scale_interval"),
 )
 
 
-def configuration() -> dict[str, Any]:
-  """The flags that a run must have in common with the one that it goes on from."""
-  return {name: FLAGS[name].value for name in _CONFIGURATION}
+def configuration(corpus: Corpus) -> dict[str, Any]:
+  """What a run must have in common with the one that it goes on from: flags, and the text."""
+  return {"data": corpus.describe()} | {name: FLAGS[name].value for name in _CONFIGURATION}
 
 
 def tokens() -> int:

@@ -11,6 +11,7 @@ import os
 import pathlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -44,8 +45,9 @@ class BlockFiles:
     """
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-      os.posix_fallocate(file, 0, max(BLOCK, _whole_blocks(count)))
-      os.fsync(file)
+      with naming(path):
+        os.posix_fallocate(file, 0, max(BLOCK, _whole_blocks(count)))
+        os.fsync(file)
     except OSError:
       path.unlink()
       raise
@@ -57,6 +59,7 @@ class BlockFiles:
 
     Raises:
       EOFError: a file is too short.
+      OSError: the disk's error, with the file's name.
     """
     with self._open(targets, os.O_RDONLY) as files:
       self._all(self._readers, self._read, files, targets)
@@ -65,10 +68,14 @@ class BlockFiles:
     """Overwrites the start of each file; returns once the bytes are on the disk.
 
     That is: each file has had its fdatasync. A crash before leaves any mixture of old and new.
+
+    Raises:
+      OSError: the disk's error, with the file's name.
     """
     with self._open(sources, os.O_WRONLY) as files:
       self._all(self._writers, self._write, files, sources)
-      _wait([self._writers.submit(os.fdatasync, file) for file in files])
+      both = zip(sources, files, strict=True)
+      _wait([self._writers.submit(_named, path, os.fdatasync, file) for path, file in both])
 
   def close(self) -> None:
     """Ends the threads."""
@@ -92,10 +99,10 @@ class BlockFiles:
     arrays: dict[pathlib.Path, np.ndarray],
   ) -> None:
     jobs, count = [], _PIECE_BYTES[self._direct]
-    for file, array in zip(files, arrays.values(), strict=True):
+    for file, (path, array) in zip(files, arrays.items(), strict=True):
       octets = array.reshape(-1, copy=False).view(np.uint8)
       for at in range(0, octets.size, count):
-        jobs.append(pool.submit(move, file, octets[at : at + count], at))
+        jobs.append(pool.submit(_named, path, move, file, octets[at : at + count], at))
     _wait(jobs)
 
   def _read(self, file: int, piece: np.ndarray, at: int) -> None:
@@ -105,7 +112,7 @@ class BlockFiles:
     while done < piece.size:
       count = os.preadv(file, [into[done:].data], at + done)
       if count == 0:
-        raise EOFError(f"A file of the store ends at byte {at + done}, before its array does.")
+        raise EOFError(f"ends at byte {at + done}, before its array does.")
       done += count
     if staged:
       piece[:] = into[: piece.size]
@@ -145,11 +152,7 @@ def make_folders(folder: pathlib.Path) -> None:
 def sync_folders(first: pathlib.Path, last: pathlib.Path) -> None:
   """Makes the entries of new folders durable, from one up to one of its parents."""
   for folder in (first, *first.parents):
-    file = os.open(folder, os.O_RDONLY)
-    try:
-      os.fsync(file)
-    finally:
-      os.close(file)
+    _sync(folder)
     if folder == last:
       return
 
@@ -157,11 +160,32 @@ def sync_folders(first: pathlib.Path, last: pathlib.Path) -> None:
 def sync_tree(folder: pathlib.Path) -> None:
   """Makes all that is in a folder durable."""
   for path in (*folder.rglob("*"), folder):
-    file = os.open(path, os.O_RDONLY)
-    try:
-      os.fsync(file)
-    finally:
-      os.close(file)
+    _sync(path)
+
+
+@contextlib.contextmanager
+def naming(path: pathlib.Path) -> Iterator[None]:
+  """Errors of calls on an open file get its name, which the system leaves out."""
+  try:
+    yield
+  except OSError as error:
+    error.filename = error.filename or os.fspath(path)
+    raise
+  except EOFError as error:
+    raise EOFError(f"{path} {error}") from None
+
+
+def _named(path: pathlib.Path, call: Callable[..., Any], *args: Any) -> None:
+  with naming(path):
+    call(*args)
+
+
+def _sync(path: pathlib.Path) -> None:
+  file = os.open(path, os.O_RDONLY)
+  try:
+    _named(path, os.fsync, file)
+  finally:
+    os.close(file)
 
 
 def _wait(jobs: list[Future]) -> None:

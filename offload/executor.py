@@ -46,19 +46,26 @@ class Executor:
     self.spans: list[Span] = []
     self.busy = dict.fromkeys(Queue, 0.0)
 
-  def run(self, steps: Iterable[Step], done: Callable[[Step], None] = lambda step: None) -> None:
+  def run(
+    self,
+    steps: Iterable[Step],
+    done: Callable[[Step], None] = lambda step: None,
+    admits: Callable[[Step], bool] = lambda step: True,
+  ) -> None:
     """Returns when every step has run; `done` is called after each, one call at a time.
+
+    A step that `admits` refuses when its turn comes is left out, as if it had run.
 
     Raises:
       Exception: the first that a step raised, noted with the step's name; the steps that had begun
         are finished first, the others are not begun.
     """
     if not self._overlap:
-      for step in steps:
+      for step in filter(admits, steps):
         self._time(step)
         done(step)
       return
-    run = _Run(self._time, done)
+    run = _Run(self._time, done, admits)
     workers = [threading.Thread(target=run.work, args=(q,), name=q, daemon=True) for q in Queue]
     for worker in workers:
       worker.start()
@@ -91,8 +98,13 @@ class _Run:
   """The state that the workers share; one lock guards all of it, another keeps calls of `done`
   apart."""
 
-  def __init__(self, perform: Callable[[Step], None], done: Callable[[Step], None]):
-    self._perform, self._done = perform, done
+  def __init__(
+    self,
+    perform: Callable[[Step], None],
+    done: Callable[[Step], None],
+    admits: Callable[[Step], bool],
+  ):
+    self._perform, self._done, self._admits = perform, done, admits
     self._lock, self._telling = threading.Lock(), threading.Lock()
     self._room = threading.Condition(self._lock)
     self._ready_or_over = {queue: threading.Condition(self._lock) for queue in Queue}
@@ -124,9 +136,10 @@ class _Run:
   def work(self, queue: Queue) -> None:
     while (step := self._next(queue)) is not None:
       try:
-        self._perform(step)
-        with self._telling:
-          self._done(step)
+        if self._admits(step):
+          self._perform(step)
+          with self._telling:
+            self._done(step)
       except BaseException as error:
         self.fail(error)
         return

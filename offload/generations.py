@@ -129,7 +129,7 @@ def check(store: StoreView, physical: str, record: Record) -> None:
   try:
     store.read({physical: array})
   except EOFError as error:
-    raise Corrupt(f"{physical}: {error}") from error
+    raise Corrupt(str(error)) from error
   except FileNotFoundError:
     raise Corrupt(f"{physical}: its file of elements is not there.") from None
   verify(physical, array, record.checksums)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from offload import lock
-from offload.block_files import sync_folders
+from offload.block_files import naming, sync_folders
 from offload.checksums import Corrupt
 
 NAME = "store.json"
@@ -76,7 +76,7 @@ def create(folder: pathlib.Path, configuration: Mapping[str, Any]) -> Manifest:
   fields = {"format": _FORMAT, "id": uuid.uuid4().hex, "configuration": dict(configuration)}
   path, beside = folder / NAME, folder / _BESIDE
   text = json.dumps({**fields, "checksum": _checksum(fields)}, indent=2) + "\n"
-  with beside.open("w") as file:
+  with naming(beside), beside.open("w") as file:
     file.write(text)
     file.flush()
     os.fsync(file.fileno())

@@ -1,6 +1,7 @@
 """What a run of iterations tells of itself."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from offload.executor import Span
@@ -42,23 +43,21 @@ class Result:
   stretches: list[int]
 
   @classmethod
-  def none(cls) -> "Result":
-    return cls([], [], {link: {} for link in LINKS}, [], dict.fromkeys(Queue, 0.0), [])
-
-  def then(self, later: "Result") -> "Result":
-    """Two stretches of a run as one; spans are the first's."""
-    moved = {
-      link: {kind: kinds.get(kind, 0) + later.moved[link].get(kind, 0) for kind in Kind}
-      for link, kinds in self.moved.items()
-    }
-    return Result(
-      self.iterations + later.iterations,
-      self.seconds + later.seconds,
-      {link: {k: n for k, n in kinds.items() if n} for link, kinds in moved.items()},
-      self.spans or later.spans,
-      {queue: seconds + later.busy[queue] for queue, seconds in self.busy.items()},
-      self.stretches + later.stretches,
-    )
+  def joined(cls, runs: Iterable["Result"]) -> "Result":
+    """The stretches of a run as one, each taken as it ends; spans are the first's."""
+    whole = cls([], [], {link: {} for link in LINKS}, [], dict.fromkeys(Queue, 0.0), [])
+    for run in runs:
+      whole.iterations.extend(run.iterations)
+      whole.seconds.extend(run.seconds)
+      whole.stretches.extend(run.stretches)
+      if not whole.spans:
+        whole.spans.extend(run.spans)
+      for link, kinds in run.moved.items():
+        for kind, count in kinds.items():
+          whole.moved[link][kind] = whole.moved[link].get(kind, 0) + count
+      for queue, seconds in run.busy.items():
+        whole.busy[queue] += seconds
+    return whole
 
   @property
   def losses(self) -> list[float]:

@@ -14,7 +14,7 @@ import pathlib
 import zlib
 from typing import Any
 
-from offload.block_files import sync_folders
+from offload.block_files import naming, sync_folders
 from offload.checksums import Corrupt
 
 FOLDER = "commits"
@@ -60,7 +60,7 @@ def write(folder: pathlib.Path, commit: Commit) -> None:
   commits.mkdir(exist_ok=True)
   path = folder / commit.file
   beside = path.with_suffix(".tmp")
-  with beside.open("wb") as file:
+  with naming(beside), beside.open("wb") as file:
     file.write(_encode(commit))
     file.flush()
     os.fsync(file.fileno())

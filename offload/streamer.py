@@ -12,6 +12,7 @@ from offload import snapshot
 from offload.actions import Actions
 from offload.buffers import give_back
 from offload.device_slots import DeviceSlots
+from offload.ending import Ending
 from offload.executor import Executor
 from offload.feed import Batch, Batches, Feed
 from offload.layout import Layout
@@ -128,11 +129,10 @@ class Streamer:
   ) -> Result:
     """Trains `count` further iterations; nothing is left pending at the end.
 
-    `on_iteration` hears of each iteration when its backward pass is over. Once `stop` says so no
-    further iteration is listed; those that are listed already, two or so, are finished. `commits`
-    says that a commit is to follow, so that the last iteration notes the checksums of what it
-    writes. A run that does not return leaves the model in the middle of a step, and nothing can be
-    asked of it any more.
+    `on_iteration` hears of each iteration when its backward pass is over. Once `stop` says so the
+    running iteration is the last. `commits` says that a commit is to follow, as it is taken to
+    after a stop, so that the last iteration notes the checksums of what it writes. A run that does
+    not return leaves the model in the middle of a step, and nothing can be asked of it any more.
 
     Raises:
       NonFiniteGradientError: names the unit and the iteration; where `work.whole_step` holds, the
@@ -140,7 +140,8 @@ class Streamer:
     """
     self._check_whole()
     s, first = self._settings, self.iteration
-    actions = self._actions(first + count - 1 if commits else None)
+    ending = Ending(first, count, stop)
+    actions = self._actions(lambda i: i >= ending.last and (commits or stop()))
     known, ends = [], [time.perf_counter()]
 
     def done(step: Step) -> None:
@@ -152,7 +153,7 @@ class Streamer:
     self._in_step = True
     executor = Executor(actions.perform, overlap=s.overlap)
     lists = iterations(s.schedule, s.work, first, count, stop)
-    executor.run(derive(lists, s.work, s.pools), done)
+    executor.run(derive(lists, s.work, s.pools), done, ending.admits)
     ends[-1] = time.perf_counter()  # the last iteration ends when its last write has landed
     self._in_step = False
     self.iteration += len(known)
@@ -218,12 +219,12 @@ class Streamer:
     self._check_whole()
     return self._state.resident.parameters
 
-  def _actions(self, checksums_from: int | None) -> Actions:
+  def _actions(self, commits: Callable[[int], bool]) -> Actions:
     s, state, device = self._settings, self._state, DeviceSlots()
     host, feed = state.host, Feed(self._batches, s.work.micro_batches)
     return Actions(
       device,
-      Transfers(self._layout, self._transport, device, host, state.arrays, checksums_from),
+      Transfers(self._layout, self._transport, device, host, state.arrays, commits),
       Passes(s.work, self._programs, state.resident, device, self._judge, feed, s.seed),
       Updates(s.work, self._layout, self._updater, state.resident, device, host, self._judge),
     )

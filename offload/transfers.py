@@ -1,6 +1,7 @@
 """What the steps between tiers move."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from schedules.traffic import LINKS
 class Transfers:
   """Between the device, host buffers and the store.
 
-  From iteration `checksums_from` on, what is written to SSD has its checksum noted, for a commit.
+  What an iteration that `commits` names writes to SSD has its checksum noted, for a commit.
 
   Attributes:
     moved: bytes by link and kind, counted as they move.
@@ -30,11 +31,11 @@ class Transfers:
     device: DeviceSlots,
     host: HostSlots,
     arrays: Arrays,
-    checksums_from: int | None = None,
+    commits: Callable[[int], bool] = lambda iteration: False,
   ):
     self._layout, self._transport = layout, transport
     self._device, self._host, self._arrays = device, host, arrays
-    self._checksums_from = checksums_from
+    self._commits = commits
     self.moved: dict[Queue, dict[Kind, int]] = {link: defaultdict(int) for link in LINKS}
 
   def perform(self, step: Step) -> None:
@@ -53,11 +54,8 @@ class Transfers:
 
   def _write_ssd(self, step: Step) -> int:
     (source,), (target,) = step.sources, step.targets
-    last = self._checksums_from is not None and step.iteration >= self._checksums_from
-    persistent = target.object.kind in PERSISTENT
-    return self._arrays.write(
-      target.object, target.slices, self._host[source], checksum=last and persistent
-    )
+    checksum = target.object.kind in PERSISTENT and self._commits(step.iteration)
+    return self._arrays.write(target.object, target.slices, self._host[source], checksum=checksum)
 
   def _up(self, step: Step) -> int:
     (target,) = step.targets

@@ -18,6 +18,7 @@ import optax
 
 from experiments import program, train
 from experiments.run_log import RunLog
+from experiments.whole_loss import whole_loss
 from models.transformer import Transformer
 from offload.update import Optimizer
 
@@ -50,11 +51,7 @@ def _step(model: Transformer, transformation, parameters: Tree, state: Tree, bat
   weight = (batches.targets >= 0).sum().astype(jnp.float32)
 
   def loss_of(parameters, batch):
-    context = model.context(batch.positions, None)
-    x = model.embed(parameters["resident"], batch.inputs, context)
-    for unit in parameters["units"]:
-      x = jax.checkpoint(model.block)(unit, x, context)
-    return model.loss(parameters["resident"], x, batch.targets, context)[0] / weight
+    return whole_loss(model, parameters, batch, recompute=True)[0] / weight
 
   def add(sums, batch):
     return jax.tree.map(jnp.add, sums, jax.value_and_grad(loss_of)(parameters, batch)), None

@@ -158,3 +158,15 @@ def test_bigram_bits_of_the_stdlib_lie_between_a_good_model_and_single_bytes(std
   counts = np.bincount(stdlib.train, minlength=256) + 1
   unigram_bits = -np.log2(counts / counts.sum())[stdlib.heldout].mean()
   assert 2.5 < data.bigram_bits(stdlib) < unigram_bits - 0.5
+
+
+def test_a_description_tells_changed_contents_from_the_same(tmp_path):
+  """A run goes on only with the same: one byte of one file, in either part, makes another."""
+  for name in "abcdefgh":
+    (tmp_path / name).write_text(name * 50)
+  seen = {data.load_corpus(str(tmp_path)).describe()}
+  assert seen == {data.load_corpus(str(tmp_path)).describe()}
+  for name in "abcdefgh":
+    (tmp_path / name).write_text("x" + name * 49)
+    seen.add(data.load_corpus(str(tmp_path)).describe())
+  assert len(seen) == 9

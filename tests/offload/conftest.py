@@ -1,8 +1,10 @@
-"""A small model in training, under any schedule and placement, and the reference it is held to."""
+"""Small models in training, under any schedule and placement."""
 
+import copy
 import dataclasses
 import functools
 import pathlib
+import types
 from typing import Any
 
 import jax
@@ -16,13 +18,12 @@ from models.transformer import Transformer
 from offload import optimizers
 from offload.feed import Batch
 from offload.layout import Layout
-from offload.programs import Programs, Shape, Where
+from offload.programs import Programs, Shape
 from offload.result import Result
 from offload.sizes import sizes_of
 from offload.store import Store
 from offload.streamer import Settings, Streamer
 from offload.update import Optimizer, Updater
-from offload.verdict import add_squares
 from schedules.iterations import iterations
 from schedules.placement import place, smallest
 from schedules.pools import CUT, Pools, Sizes, cut
@@ -119,10 +120,14 @@ class Trained:
         np.testing.assert_array_equal(a, b)
 
 
-def _parts(name: str, dtype: Any, delayed_fraction: float):
+@functools.cache  # so that every run of a model has the same compiled programs
+def compiled(name: str, dtype: str = "float32") -> tuple[Transformer, Programs]:
   model = Transformer(MODELS[name], jnp.dtype(dtype))
-  layout = Layout.of(jax.eval_shape(model.init_unit, jax.random.key(0)), delayed_fraction)
-  return model, layout
+  return model, Programs(model, layout_of(model), SHAPE)
+
+
+def layout_of(model: Transformer, delayed_fraction: float = 0.0) -> Layout:
+  return Layout.of(jax.eval_shape(model.init_unit, jax.random.key(0)), delayed_fraction)
 
 
 HOMES = {"host": 1.0, "slices": 0.6, "ssd": 0.0}  # the share of every vector on the host
@@ -148,60 +153,84 @@ def placed(sizes: Sizes, work: Work, is_master: bool, homes: str, ample: bool) -
   )
 
 
+def settings_of(
+  model: Transformer,
+  layout: Layout,
+  schedule: str,
+  micro_batches: int,
+  homes: str,
+  *,
+  ample: bool = False,
+  budget: int | None = None,
+  rule: str = "adamw",
+  **settings: Any,
+) -> Settings:
+  """Placed by hand, or under a budget in bytes."""
+  order = SCHEDULES[schedule]
+  work = with_whole_step(order, Work(model.units, micro_batches, layout.parts))
+  sizes = sizes_of(model, layout, SHAPE, len(Updater(optimizer(rule), model.dtype).names))
+  is_master = model.dtype == jnp.float32
+  if budget is None:
+    pools = placed(sizes, work, is_master, homes, ample)
+  else:
+    pools = place(order, work, sizes, {Tier.HOST: budget, Tier.DEVICE: None}, is_master)
+  return Settings(order, work, pools, optimizer(rule), **settings)
+
+
+def in_training(
+  folder: pathlib.Path,
+  name: str,
+  schedule: str,
+  micro_batches: int = 3,
+  dtype: str = "float32",
+  delayed_fraction: float = 0.0,
+  homes: str = "host",
+  *,
+  poisoned: tuple[int, int] | None = None,
+  **how: Any,
+) -> tuple[Streamer, Settings]:
+  """A model of `MODELS` on the store in a folder; `settings_of` takes the rest."""
+  model, programs = compiled(name, dtype)
+  layout = layout_of(model, delayed_fraction)
+  settings = settings_of(model, layout, schedule, micro_batches, homes, **how)
+  if poisoned:
+    programs = copy.copy(programs)
+    poison(programs, *poisoned)
+  return Streamer(model, layout, programs, settings, batches, Store(folder, {})), settings
+
+
+def state_of(streamer: Streamer, losses: list[float], units: int, **known: Any) -> Trained:
+  """What it holds now, to compare."""
+  trees = [*map(streamer.unit_parameters, range(units)), streamer.resident_parameters]
+  return Trained(
+    losses,
+    [np.asarray(leaf) for tree in trees for leaf in jax.tree.leaves(tree)],
+    [vector for u in range(units) for vector in streamer.unit_states(u).values()],
+    **known,
+  )
+
+
 @pytest.fixture
 def train(tmp_path):
-  """Trains a model of `MODELS` under a schedule, placed by hand, or under a budget in bytes."""
+  """train(model, schedule, ...): trains in a store of its own, and says what came of it."""
 
   def run(
-    name: str,
-    schedule: str,
-    micro_batches: int = 3,
-    dtype: str = "float32",
-    delayed_fraction: float = 0.0,
-    homes: str = "host",
-    ample: bool = False,
-    budget: int | None = None,
-    rule: str = "adamw",
-    poisoned: tuple[int, int] | None = None,
-    runs: tuple[int, ...] = (ITERATIONS,),
-    probed: bool = False,
-    **settings: Any,
+    *how: Any, runs: tuple[int, ...] = (ITERATIONS,), probed: bool = False, **more: Any
   ) -> Trained:
-    model, layout = _parts(name, dtype, delayed_fraction)
-    order = SCHEDULES[schedule]
-    work = with_whole_step(order, Work(model.units, micro_batches, layout.parts))
-    states = len(Updater(optimizer(rule), model.dtype).names)
-    sizes = sizes_of(model, layout, SHAPE, states)
-    is_master = model.dtype == jnp.float32
-    if budget is None:
-      pools = placed(sizes, work, is_master, homes, ample)
-    else:
-      pools = place(order, work, sizes, {Tier.HOST: budget, Tier.DEVICE: None}, is_master)
-    how = Settings(order, work, pools, optimizer(rule), **settings)
-    programs = Programs(model, layout, SHAPE)
-    if poisoned:
-      poison(programs, *poisoned)
-    streamer = Streamer(
-      *(model, layout, programs, how),
-      *(batches, Store(tmp_path / f"store{len(list(tmp_path.iterdir()))}", {})),
-    )
+    folder = tmp_path / f"store{len(list(tmp_path.iterdir()))}"
+    streamer, settings = in_training(folder, *how, **more)
+    work, pools = settings.work, settings.pools
     if probed:
       streamer.probe()
-    result = Result.none()
-    for iterations_of_run in runs:
-      result = result.then(streamer.run(iterations_of_run))
-    lists = derive(iterations(order, work, 0, ITERATIONS), work, pools)
-    units = range(model.units)
-    trees = [*(streamer.unit_parameters(u) for u in units), streamer.resident_parameters]
-    trained = Trained(
-      [i.loss for i in result.iterations],
-      [np.asarray(leaf) for tree in trees for leaf in jax.tree.leaves(tree)],
-      [vector for u in units for vector in streamer.unit_states(u).values()],
-      result,
-      count(lists, pools),
-      streamer.peak_bytes,
-      pools.peak_bytes(work),
-      [i.gradient_norm for i in result.iterations],
+    result = Result.joined(map(streamer.run, runs))
+    lists = derive(iterations(settings.schedule, work, 0, ITERATIONS), work, pools)
+    trained = state_of(
+      *(streamer, result.losses, work.units),
+      result=result,
+      predicted=count(lists, pools),
+      peak=streamer.peak_bytes,
+      planned=pools.peak_bytes(work),
+      norms=[i.gradient_norm for i in result.iterations],
     )
     streamer.remove()
     return trained
@@ -209,145 +238,16 @@ def train(tmp_path):
   return run
 
 
-@pytest.fixture
-def reference():
-  """Plain loops over the same compiled unit functions: every boundary and gradient in memory.
-
-  Gradients are summed in `order(unit, micro_batches)`; the optimizer sees whole vectors.
-  """
-
-  def run(
-    name: str,
-    order,
-    micro_batches: int = 3,
-    dtype: str = "float32",
-    rule: str = "adamw",
-    **settings: Any,
-  ) -> Trained:
-    model, layout = _parts(name, dtype, 0.0)
-    return _Reference(model, layout, order, micro_batches, rule, **settings).train()
-
-  return run
+@pytest.fixture(scope="session")
+def streaming():
+  """streaming(folder, model, schedule, ...): a streamer on the store in a folder."""
+  return lambda *how, **more: in_training(*how, **more)[0]
 
 
-class _Reference:
-  def __init__(
-    self, model, layout, order, micro_batches, rule, clip_norm=0.0, skipped=(), loss_scales=None
-  ):
-    """`skipped` iterations step nothing; `loss_scales` are those of each iteration."""
-    self.model, self.layout, self.order, self.m = model, layout, order, micro_batches
-    self.clip_norm, self.skipped = clip_norm, skipped
-    self.loss_scales, self.norms = loss_scales or [1.0] * ITERATIONS, []
-    self.p = Programs(model, layout, SHAPE)
-    key = jax.random.key(0)
-    self.units = [jax.jit(model.init_unit)(jax.random.fold_in(key, u)) for u in range(model.units)]
-    self.resident = jax.jit(model.init_resident)(jax.random.fold_in(key, model.units))
-    # Initial values are made in the model's dtype; masters are their float32 copies.
-    vectors = [self._vector(unit) for unit in self.units]
-    self.masters = [*vectors, jax.tree.map(lambda x: x.astype(jnp.float32), self.resident)]
-    both = optimizer(rule)
-    decays = jnp.arange(layout.elements) < layout.decayed
-    self.both, self.decays = both, decays
-    self.states = [(both.decayed.init(v), both.plain.init(v)) for v in vectors]
-    matrices = jax.tree.map(lambda x: x.ndim >= 2, self.resident)
-    self.resident_rule = optax.chain(
-      optax.masked(both.decayed, matrices),
-      optax.masked(both.plain, jax.tree.map(lambda x: not x, matrices)),
-    )
-    self.resident_state = self.resident_rule.init(self.masters[-1])
-
-  def _vector(self, unit):
-    out = np.zeros(self.layout.elements, np.float32)
-    jax.tree.map(lambda view, x: np.copyto(view, x), self.layout.views(out), unit)
-    return jnp.array(out)
-
-  def train(self) -> Trained:
-    losses = [self.iteration(k) for k in range(ITERATIONS)]
-    leaves = [np.asarray(x) for x in jax.tree.leaves((self.units, self.resident))]
-    vectors = []
-    for states, master in zip(self.states, self.masters, strict=False):
-      pairs = zip(*map(jax.tree.leaves, states), strict=True)  # of both rules
-      vectors += [np.where(self.decays, *pair) for pair in pairs if pair[0].ndim]
-      vectors += [np.asarray(master)] if self.model.dtype != jnp.float32 else []
-    return Trained(losses, leaves, vectors, norms=self.norms)
-
-  def iteration(self, k: int) -> float:
-    p, last = self.p, self.model.units - 1
-    data = [batches(k, m) for m in range(self.m)]
-    weight = float(sum((targets >= 0).sum() for _, targets, _ in data))
-    at = lambda u, m: Where.of(0, k, u, m, data[m].positions)
-    embed, head = self.resident["embed"], p.head_part(self.resident)
-    inputs = [[p.embed(embed, tokens, at(0, m)) for m, (tokens, _, _) in enumerate(data)]]
-    for u in range(last):
-      inputs.append([p.forward(self.units[u], x, at(u, m)) for m, x in enumerate(inputs[u])])
-    dys: list[Any] = [None] * self.m
-    losses, gradients = [0.0] * self.m, []
-    head_sum, embed_sum = p.head_zeros(), p.embed_zeros()
-    for u in reversed(range(last + 1)):
-      total, unit = p.unit_zeros(), self.units[u]
-      for m in self.order(u, self.m):
-        if u == last:
-          loss, dys[m], total, head_sum = p.loss_backward(
-            *(unit, head, inputs[u][m], data[m][1], np.float32(self.loss_scales[k] / weight)),
-            *(total, head_sum, at(u, m)),
-          )
-          losses[m] = float(loss)
-        else:
-          dys[m], total = p.backward(unit, inputs[u][m], dys[m], total, at(u, m))
-        if u == 0:
-          embed_sum = p.embed_backward(embed, data[m][0], dys[m], embed_sum, at(u, m))
-      gradients.insert(0, total)
-    total = {**head_sum, "embed": embed_sum}
-    if "embed" in head_sum:
-      total["embed"] = jax.tree.map(jnp.add, embed_sum, head_sum["embed"])
-    gradients, total = self._clipped(gradients, total, np.float32(self.loss_scales[k]))
-    if k not in self.skipped:
-      self._update(gradients, total)
-    return sum(losses) / weight
-
-  def _clipped(self, gradients, total, loss_scale):
-    """Squares are summed from the last unit to the first, the resident parameters' last."""
-    squares = np.float32(0)
-    for tree in (*reversed(gradients), total):
-      squares = add_squares(squares, tree)
-    norm = np.sqrt(np.asarray(squares)) / loss_scale
-    self.norms.append(float(norm))
-    factor = 1 / loss_scale
-    if self.clip_norm and norm >= self.clip_norm:
-      factor *= np.float32(self.clip_norm) / norm
-    clip = lambda g: np.asarray(g) * factor
-    return jax.tree.map(clip, gradients), jax.tree.map(clip, total)
-
-  def _update(self, gradients, total) -> None:
-    for u, gradient in enumerate(gradients):
-      self.masters[u], self.states[u] = self._step(self._vector(gradient), u)
-      self.units[u] = jax.tree.map(
-        lambda x: jnp.array(x).astype(self.model.dtype),
-        self.layout.views(np.asarray(self.masters[u])),
-      )
-
-    @jax.jit
-    def step(masters, state, gradients):
-      updates, state = self.resident_rule.update(gradients, state, masters)
-      return optax.apply_updates(masters, updates), state
-
-    self.masters[-1], self.resident_state = step(self.masters[-1], self.resident_state, total)
-    self.resident = jax.tree.map(lambda x: x.astype(self.model.dtype), self.masters[-1])
-
-  def _step(self, gradient, u):
-    """With decay and without, over the whole vector; each element takes its own."""
-
-    @jax.jit
-    def both(master, states, gradient):
-      rules = (self.both.decayed, self.both.plain)
-      updates, after = zip(
-        *(rule.update(gradient, s, master) for rule, s in zip(rules, states, strict=True)),
-        strict=True,
-      )
-      return [optax.apply_updates(master, update) for update in updates], after
-
-    (decayed, plain), after = both(self.masters[u], self.states[u], gradient)
-    return jnp.where(self.decays, decayed, plain), after
+@pytest.fixture(scope="session")
+def trained():
+  """trained(streamer, losses, units): what it holds now, to compare."""
+  return state_of
 
 
 @pytest.fixture
@@ -370,51 +270,14 @@ def models():
   return MODELS
 
 
-def _streamer(
-  folder: pathlib.Path,
-  name: str,
-  schedule: str,
-  micro_batches: int = 3,
-  delayed_fraction: float = 0.0,
-  homes: str = "host",
-  ample: bool = False,
-  budget: int | None = None,
-  **settings: Any,
-) -> Streamer:
-  model, layout, programs = _compiled(name, delayed_fraction)
-  order = SCHEDULES[schedule]
-  work = with_whole_step(order, Work(model.units, micro_batches, layout.parts))
-  sizes = sizes_of(model, layout, SHAPE, len(Updater(optimizer(), model.dtype).names))
-  if budget is None:
-    pools = placed(sizes, work, True, homes, ample)
-  else:
-    pools = place(order, work, sizes, {Tier.HOST: budget, Tier.DEVICE: None}, True)
-  both = Settings(order, work, pools, optimizer(), **settings)
-  return Streamer(model, layout, programs, both, batches, Store(folder, {}))
-
-
-@functools.cache  # so that every streamer of a model has the same compiled programs
-def _compiled(name: str, delayed_fraction: float) -> tuple[Transformer, Layout, Programs]:
-  model, layout = _parts(name, "float32", delayed_fraction)
-  return model, layout, Programs(model, layout, SHAPE)
-
-
-def _trained(streamer: Streamer, losses: list[float], units: int) -> Trained:
-  trees = [*map(streamer.unit_parameters, range(units)), streamer.resident_parameters]
-  return Trained(
-    losses,
-    [np.asarray(leaf) for tree in trees for leaf in jax.tree.leaves(tree)],
-    [vector for u in range(units) for vector in streamer.unit_states(u).values()],
+@pytest.fixture(scope="session")
+def small():
+  """What the reference is made of too."""
+  return types.SimpleNamespace(
+    iterations=ITERATIONS,
+    batches=batches,
+    optimizer=optimizer,
+    compiled=compiled,
+    layout_of=layout_of,
+    Trained=Trained,
   )
-
-
-@pytest.fixture(scope="session")
-def streaming():
-  """streaming(folder, model, schedule, ...): a streamer, in float32, on the store in a folder."""
-  return _streamer
-
-
-@pytest.fixture(scope="session")
-def trained():
-  """trained(streamer, losses, units): what it holds now, to compare."""
-  return _trained

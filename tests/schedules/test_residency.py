@@ -74,6 +74,27 @@ def test_any_order_that_the_waits_allow_trains_right(make_pools, name, work, kwa
     replay.finish(last=2)
 
 
+@hypothesis.given(st.sampled_from(sorted(SCHEDULES)), works, settings, st.integers(0, 99))
+@hypothesis.settings(
+  max_examples=100, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+)
+def test_whatever_comes_after_the_running_iteration_can_be_left_out(
+  make_pools, name, work, kwargs, seed
+):
+  """From any moment on, in any order: a run may end with the newest iteration on the device."""
+  work = with_whole_step(SCHEDULES[name], work) if seed % 2 else work
+  pools = make_pools(**kwargs, elements=four_pages(work))
+  steps = derived(name, work, pools)
+  replay, running, stop = Replay(work, pools), 0, random.Random(seed).randrange(len(steps))
+  for number, step in enumerate(shuffled(steps, seed)):
+    if number >= stop and step.iteration > running:
+      continue
+    replay.take(step)
+    if step.queue is Queue.DEVICE:
+      running = max(running, step.iteration)
+  replay.finish(running)
+
+
 @hypothesis.given(st.sampled_from(["vertical", "horizontal"]), works, settings)
 @hypothesis.settings(
   max_examples=60, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]

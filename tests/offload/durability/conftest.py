@@ -17,7 +17,8 @@ import pytest
 
 def fail(number: int) -> Callable[..., Any]:
   def happens(real: Callable[..., Any], *args: Any) -> Any:
-    raise OSError(number, os.strerror(number))
+    named = [] if isinstance(args[0], int) else [os.fspath(args[0])]  # as the system does
+    raise OSError(number, os.strerror(number), *named)
 
   return happens
 
@@ -30,9 +31,9 @@ def flip(real: Callable[..., Any], file: int, views: list[Any], at: int) -> int:
   """One bit of what is read, or of what is written."""
   if real.__name__ == "preadv":
     count = real(file, views, at)
-    views[0].view(np.uint8)[0] ^= 16
+    np.asarray(views[0])[0] ^= 16
     return count
-  changed = views[0].view(np.uint8).copy()
+  changed = np.array(views[0])
   changed[0] ^= 16
   return real(file, [changed], at)
 

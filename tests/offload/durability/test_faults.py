@@ -1,5 +1,6 @@
 """Whatever a disk does, a run ends in one sentence, and its last commit goes on to the bit."""
 
+import fnmatch
 import shutil
 import time
 
@@ -80,6 +81,7 @@ def test_a_fault_ends_the_run_and_not_the_training(
   said = str(caught.value)
   expected = {"EIO": "Input/output error", "ENOSPC": "No space left", "EACCES": "Permission denied"}
   assert expected.get(what, "ends at byte") in said and said.endswith("Advice.")
+  assert fnmatch.fnmatch(said, f"* {path}*"), "the file is named"
   faults.end()
   streamer.release()
   again = streaming(folder, MODEL, "vertical", **HOW)

@@ -1,6 +1,7 @@
 """What a run goes on from: checked to the last byte, whatever was cut anew or left over."""
 
 import hashlib
+import itertools
 import os
 import shutil
 
@@ -11,6 +12,7 @@ from offload.checksums import Corrupt
 from offload.generations import check
 from offload.look import look
 from offload.store import Store, StoreView
+from offload.verdict import LossScale
 
 MODEL, UNITS, BEFORE, END = "llama", 3, 2, 4
 HOW = {"homes": "slices", "delayed_fraction": 0.25}
@@ -86,6 +88,27 @@ def test_cutting_anew_may_be_killed_and_leaves_nothing(store, streaming, go_on, 
   assert not [n for n in streamer._store.names if ".host." in n]
   streamer.release()
   go_on().assert_equal(unbroken)
+
+
+def test_a_loss_scale_goes_on_where_it_was(tmp_path, streaming, trained):
+  """Float16: halved by overflows, then doubled by good steps that a commit lies between."""
+  how = {"delayed_fraction": 1.0, "dtype": "float16", "loss_scale": LossScale(2.0**22, 2)}
+
+  def run(folder, stops):
+    scales, losses = [], []
+    for stop in stops:
+      streamer = streaming(tmp_path / folder, MODEL, "vertical", **how)
+      known = streamer.run(stop - streamer.iteration, commits=True).iterations
+      scales, losses = scales + [i.loss_scale for i in known], losses + [i.loss for i in known]
+      streamer.commit()
+      streamer.release()
+    return scales, trained(streaming(tmp_path / folder, MODEL, "vertical", **how), losses, UNITS)
+
+  scales, unbroken = run("unbroken", [9])
+  assert scales[1] < scales[0] and any(b > a for a, b in itertools.pairwise(scales))
+  again, done = run("broken", range(1, 10))
+  assert again == scales
+  done.assert_equal(unbroken)
 
 
 def test_a_commit_before_the_last_serves_too(store, go_on, unbroken):
