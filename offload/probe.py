@@ -24,7 +24,7 @@ from offload.transport import Transport
 from offload.update import Updater
 from offload.verdict import add_squares
 from schedules.simulate import Profile, Shared
-from schedules.steps import Kind, Queue, Step, update
+from schedules.steps import SSD_QUEUES, Kind, Queue, Step, update
 
 _REPEATS, _SECONDS = 15, 0.4  # of each thing: whichever ends first, but three at least
 _TURNS = 2  # buffers of each kind that a call takes in turn, and arrays on SSD
@@ -174,17 +174,17 @@ class _Disk:
       for name, array in arrays.items():
         store.create(name, array.size, array.dtype)
       store.write(arrays)
-    self.calls = {queue: self._call(queue, "states") for queue in _SSD}
+    self.calls = {queue: self._call(queue, "states") for queue in SSD_QUEUES}
     self.costs = {queue: _cost(call) for queue, call in self.calls.items()}
-    self.latencies_and_rates = {queue: self._fit(queue, small.nbytes) for queue in _SSD}
+    self.latencies_and_rates = {queue: self._fit(queue, small.nbytes) for queue in SSD_QUEUES}
 
   def shared(self) -> Shared:
     """The disk, of which reads and writes together may get no more than either alone."""
-    alone = [self.costs[queue].seconds for queue in _SSD]
-    speeds = _together([self.calls[queue] for queue in _SSD], alone)
+    alone = [self.costs[queue].seconds for queue in SSD_QUEUES]
+    speeds = _together([self.calls[queue] for queue in SSD_QUEUES], alone)
     had = sum(min(speed, 1.0) for speed in speeds)
     capacity = max(had, 1.0) if min(speeds) < _UNHINDERED else 2.0
-    return Shared("disk", capacity, dict.fromkeys(_SSD, 1.0))
+    return Shared("disk", capacity, dict.fromkeys(SSD_QUEUES, 1.0))
 
   def remove(self) -> None:
     for arrays in itertools.chain.from_iterable(self._arrays.values()):
@@ -206,9 +206,6 @@ class _Disk:
     by_bytes = max(seconds - 2 * once, 0.5 * seconds)
     rate = size / by_bytes
     return max(once - small / rate, 0.0), rate
-
-
-_SSD = (Queue.SSD_READ, Queue.SSD_WRITE)
 
 
 def _cores(costs: dict[Queue, _Cost], calls: dict[Queue, Call]) -> Shared:

@@ -8,18 +8,18 @@ import dataclasses
 import math
 
 from schedules.candidates import (
-  SSD_QUEUES,
   Budgets,
   count_of,
   on_device,
   on_host,
   smallest_structure,
 )
+from schedules.moves import reaches_ssd
 from schedules.pools import CUT, PAGE, Pools, Sizes, cut
 from schedules.registry import Schedule
 from schedules.shares import Case, Solution, solve
 from schedules.simulate import Profile, Shared
-from schedules.steps import Kind, Part, Queue, Tier, Work
+from schedules.steps import SSD_QUEUES, Kind, Part, Queue, Tier, Work
 from schedules.structure import BOUNDARIES, moves
 
 _DEPTHS = (3, 2, 1)  # of the host's rings of units; with one, reads, updates and writes take turns
@@ -142,7 +142,7 @@ def fastest(
 
 
 def depth_of(case: Case) -> int:
-  return case.structure.depth(Tier.HOST, Kind.STATES).at(case.work)
+  return case.structure.ring(Tier.HOST, Kind.STATES, case.work)
 
 
 def _whole_spills(
@@ -191,7 +191,7 @@ def _cut(case: Case, solution: Solution, slack: float) -> Pools:
       whole = pages * PAGE >= count or solution.on_host[kind][part] > 1 - 1e-9
       shares[part] = 1.0 if whole else (pages + 0.5) * PAGE / count
     vectors[kind] = cut(case.sizes.elements, shares)
-  return case.structure.pools(case.work, case.sizes, vectors)
+  return case.structure.pools(case.work, case.sizes, vectors, reaches_ssd(case.moves))
 
 
 def _fits(pools: Pools, work: Work, room: Budgets) -> bool:

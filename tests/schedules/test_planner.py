@@ -226,7 +226,7 @@ def test_the_ratio_rises_to_the_knee_and_falls():
 
 def published_ratio(units, width, micro_batches, tokens=4096, gradient_bytes=2):
   elements = 12.0 * units * width * width
-  shape = published.Shape(units, width, elements, tokens, 2048, micro_batches)
+  shape = published.Training(units, width, elements, tokens, 2048, micro_batches)
   rates = published.Rates(170e12, 24e9, 10e9, 5e9, 4e9, 400e9)
   slow = published.horizontal_seconds(shape, rates, gradient_bytes)
   fast = published.vertical_seconds(shape, rates)
