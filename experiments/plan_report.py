@@ -89,6 +89,10 @@ def _plan_lines(name: str, plan: Plan) -> list[str]:
     "  peaks: " + ", ".join(f"{tier} {_size(peaks[tier])}" for tier in Tier),
     f"  homes: {homes}",
   ]
+  if not peaks[Tier.SSD]:
+    lines.append("  Everything fits in memory: nothing goes to or comes from an SSD.")
+  if plan.work.micro_batches == 1:
+    lines.append("  With one micro-batch both orders take units alike: they differ in their step.")
   if plan.work.units < 4:
     lines.append("  With fewer than 4 units the ends of each pass take most of the time: measure.")
   if plan.curve:

@@ -30,6 +30,22 @@ class Sizes:
   payload: Mapping[Kind, int]
   whole: Mapping[Kind, int]
 
+  def delaying(self, fraction: float) -> "Sizes":
+    """The same at a delayed fraction, whose part ends at a whole page."""
+    total = sum(self.elements.values())
+    first = min(math.ceil(fraction * total / PAGE) * PAGE, total)
+    parts = {Part.NOW: total - first, Part.DELAYED: first}
+    return dataclasses.replace(self, elements={part: n for part, n in parts.items() if n})
+
+  @property
+  def parts(self) -> tuple[Part, ...]:
+    return tuple(part for part in (Part.NOW, Part.DELAYED) if part in self.elements)
+
+  @property
+  def delayed(self) -> float:
+    """The delayed fraction."""
+    return self.elements.get(Part.DELAYED, 0) / sum(self.elements.values())
+
   def bytes(self, kind: Kind) -> int:
     """Of one object, padding included."""
     if kind in CUT:

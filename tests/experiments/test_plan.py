@@ -72,7 +72,9 @@ def test_without_micro_batches_the_curve_is_printed(tmp_path):
   summary = json.loads((tmp_path / "run" / "summary.json").read_text())
   assert [row["micro_batches"] for row in summary["curve"]][:3] == [1, 2, 3]
   assert "<- chosen" in done.stdout
-  assert summary["peak_bytes"]["ssd"] == 0  # it all fits
+  assert summary["peak_bytes"]["ssd"] == 0
+  assert "Everything fits in memory: nothing goes to or comes from an SSD." in done.stdout
+  assert "With one micro-batch both orders take units alike" in done.stdout
 
 
 @pytest.mark.parametrize(
