@@ -85,7 +85,8 @@ def probe(
   calls, costs = calls | disk.calls, costs | disk.costs
   if jax.default_backend() == "cpu":
     calls, costs = calls | {Queue.DEVICE: device.call}, costs | {Queue.DEVICE: device.cost}
-  shared = (_cores(costs, calls), disk.shared())
+  busy = (Queue.DEVICE, Queue.HOST_UPDATE)
+  shared = (_shared("cores", float(cores()), costs, calls, busy), disk.shared())
   disk.remove()
   return Profile(*device[:3], rates, shared, latencies)
 
@@ -180,11 +181,8 @@ class _Disk:
 
   def shared(self) -> Shared:
     """The disk, of which reads and writes together may get no more than either alone."""
-    alone = [self.costs[queue].seconds for queue in SSD_QUEUES]
-    speeds = _together([self.calls[queue] for queue in SSD_QUEUES], alone)
-    had = sum(min(speed, 1.0) for speed in speeds)
-    capacity = max(had, 1.0) if min(speeds) < _UNHINDERED else 2.0
-    return Shared("disk", capacity, dict.fromkeys(SSD_QUEUES, 1.0))
+    whole = {queue: _Cost(cost.seconds, 1.0) for queue, cost in self.costs.items()}
+    return _shared("disk", 2.0, whole, self.calls, SSD_QUEUES)
 
   def remove(self) -> None:
     for arrays in itertools.chain.from_iterable(self._arrays.values()):
@@ -208,24 +206,22 @@ class _Disk:
     return max(once - small / rate, 0.0), rate
 
 
-def _cores(costs: dict[Queue, _Cost], calls: dict[Queue, Call]) -> Shared:
-  """The cores, and how many of them each queue takes while it works.
-
-  Each is run beside the one that keeps most of them busy. What that one loses the other has taken,
-  be it by the kernel's work for it, by the hypervisor's or by that of the memory: more than this
-  process's clock knows of.
-  """
-  capacity = float(cores())
-  demand = {queue: min(cost.cores, capacity) for queue, cost in costs.items()}
-  busiest = Queue.DEVICE if Queue.DEVICE in calls else Queue.HOST_UPDATE
-  for queue in calls:
-    if queue is not busiest:
-      pair = (queue, busiest)
-      own, left = _together([calls[q] for q in pair], [costs[q].seconds for q in pair])
-      if left < _UNHINDERED:
-        taken = (capacity - left * demand[busiest]) / min(own, 1.0)
-        demand[queue] = min(max(demand[queue], taken), capacity)
-  return Shared("cores", capacity, demand)
+def _shared(
+  name: str,
+  capacity: float,
+  costs: dict[Queue, _Cost],
+  calls: dict[Queue, Call],
+  pair: tuple[Queue, Queue],
+) -> Shared:
+  """A resource of which a pair of queues gets at most `capacity` when both work."""
+  demand = {queue: cost.cores for queue, cost in costs.items()}
+  if all(queue in calls for queue in pair):
+    alone = [costs[queue].seconds for queue in pair]
+    speeds = _together([calls[queue] for queue in pair], alone)
+    if min(speeds) < _UNHINDERED:
+      had = sum(min(s, 1.0) * demand[q] for q, s in zip(pair, speeds, strict=True))
+      capacity = min(capacity, max(had, *(demand[queue] for queue in pair)))
+  return Shared(name, capacity, demand)
 
 
 def _together(calls: list[Call], alone: list[float]) -> list[float]:

@@ -117,16 +117,9 @@ class Planner:
       return self._at(schedule, micro_batches, delayed)
     best = self._at(schedule, micro_batches, 0.0)
     both = Work(self.units, micro_batches, (Part.NOW, Part.DELAYED))
+    sizes = self.sizes.delaying(0.5)
     free = fastest(
-      *(
-        schedule,
-        both,
-        self.sizes.delaying(0.5),
-        self._room,
-        self.master_is_parameter,
-        self.profile,
-        None,
-      )
+      *(schedule, both, sizes, self._room, self.master_is_parameter, self.profile, None)
     )
     if free is None or free[1].seconds > WORTH * best[1].seconds:
       return best
