@@ -35,8 +35,8 @@ class Shared:
   def speeds(self, working: Iterable[Queue]) -> dict[Queue, float]:
     """How fast queues that work at the same time get on, as a share of their speed alone.
 
-    A demand of n is that of ceil(n) equal threads, give or take what a clock is wrong by. Every thread gets the same share, but none more
-    than it can use; a step is as slow as its threads.
+    A demand of n is that of ceil(n) equal threads, but for what a clock is wrong by. Every thread
+    gets the same share, but none more than it can use; a step is as slow as its threads.
     """
     found = {q: self.demand.get(q, 0.0) for q in working}
     threads = {q: max(1, math.ceil(d - _CLOCK)) for q, d in found.items() if d > 0}
