@@ -111,18 +111,18 @@ def _device(programs: Programs, resident: Any, units: list[Any], micro_batches: 
 
   def last_backward() -> Any:
     given = (sums.pop(0), heads.pop())
-    loss, _, gradients, ahead = programs.loss_backward(
+    _, _, gradients, of_head = programs.loss_backward(
       next(turn), head, x, targets, scale, *given, at
     )
     sums.append(gradients)
-    heads.append(ahead)
-    return loss, gradients, ahead
+    heads.append(of_head)
+    return gradients, of_head
 
   once = _cost(lambda: add_squares(np.float32(0), programs.unit_zeros())).seconds / micro_batches
   forward = _cost(lambda: programs.forward(next(turn), x, at))
   cost, last = _cost(backward), _cost(last_backward)
-  ahead = (forward.seconds, cost.seconds + once, last.seconds + once)
-  return _Device(*ahead, backward, cost)
+  seconds = (forward.seconds, cost.seconds + once, last.seconds + once)
+  return _Device(*seconds, backward, cost)
 
 
 def _host_calls(
