@@ -263,7 +263,7 @@ def _published_ratio(
   host_memory: float,
   change: Change,
 ) -> float | None:
-  model = published.Shape(
+  model = published.Training(
     *(config.layers, config.width, float(config.layers * elements)),
     *(shape.sequences * shape.tokens, shape.tokens, micro_batches),
   )

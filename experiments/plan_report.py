@@ -4,17 +4,11 @@ from typing import Any
 
 from experiments.train_report import homes_of
 from schedules.planner import Plan
-from schedules.steps import Queue, Tier
-from schedules.traffic import totals
+from schedules.steps import Tier
+from schedules.traffic import NAMES, totals
 
 # GreedySnake (arXiv 2512.17570), abstract: one A100; batch and micro-batch are not published.
 PUBLISHED = {"gpt-65b": 1.96, "gpt-175b": 2.53}
-_LINKS = {
-  Queue.SSD_READ: "ssd_read",
-  Queue.SSD_WRITE: "ssd_written",
-  Queue.HOST_TO_DEVICE: "host_to_device",
-  Queue.DEVICE_TO_HOST: "device_to_host",
-}
 
 
 def summary(
@@ -66,7 +60,7 @@ def flags_of(schedule: str, plan: Plan, reserved: int) -> dict[str, Any]:
 
 def _bytes_by_link(plan: Plan) -> dict[str, int]:
   moved = totals(plan.prediction.traffic)
-  return {name: moved[link] for link, name in _LINKS.items()}
+  return {name: moved[link] for link, name in NAMES.items()}
 
 
 def text(head: str, plans: dict[str, Plan], comparison: dict[str, Any], model: str) -> str:
@@ -95,6 +89,10 @@ def _plan_lines(name: str, plan: Plan) -> list[str]:
     "  peaks: " + ", ".join(f"{tier} {_size(peaks[tier])}" for tier in Tier),
     f"  homes: {homes}",
   ]
+  if not peaks[Tier.SSD]:
+    lines.append("  Everything fits in memory: nothing goes to or comes from an SSD.")
+  if plan.work.micro_batches == 1:
+    lines.append("  With one micro-batch both orders take units alike: they differ in their step.")
   if plan.work.units < 4:
     lines.append("  With fewer than 4 units the ends of each pass take most of the time: measure.")
   if plan.curve:

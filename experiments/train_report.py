@@ -16,15 +16,9 @@ from schedules.pools import CUT, Pools
 from schedules.residency import derive
 from schedules.simulate import Profile, busy_seconds, simulate
 from schedules.steps import Action, Kind, Queue, Step, Tier
-from schedules.traffic import LINKS, Traffic, count, of_run, totals
+from schedules.traffic import LINKS, NAMES, Traffic, count, of_run, totals
 
 STEADY = 2  # the iteration that is simulated, and drawn: the first that begins as all later ones do
-_NAMES = {
-  Queue.SSD_READ: "ssd_read",
-  Queue.SSD_WRITE: "ssd_written",
-  Queue.HOST_TO_DEVICE: "host_to_device",
-  Queue.DEVICE_TO_HOST: "device_to_host",
-}
 
 
 def steps_of(settings: Settings, first: int, number: int) -> list[Step]:
@@ -87,7 +81,7 @@ def summary(
     "tokens_per_second": tokens * len(result.seconds) / max(sum(result.seconds), 1e-9),
     "bytes": _by_link({link: sum(result.moved[link].values()) for link in LINKS}),
     "predicted_bytes": _by_link(totals(predicted)),
-    "bytes_by_kind": {_NAMES[link]: dict(kinds) for link, kinds in result.moved.items()},
+    "bytes_by_kind": {NAMES[link]: dict(kinds) for link, kinds in result.moved.items()},
     "predicted_seconds_per_iteration": end - begin,
     "bound_seconds_per_iteration": max(resources.values()),
     "resource_seconds": resources,
@@ -194,7 +188,7 @@ def _trace(spans: list[Span]) -> list[dict[str, Any]]:
 
 
 def _by_link(moved: dict[Queue, int]) -> dict[str, int]:
-  return {name: moved[link] for link, name in _NAMES.items()}
+  return {name: moved[link] for link, name in NAMES.items()}
 
 
 def _bytes(count: float) -> str:

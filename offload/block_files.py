@@ -7,6 +7,7 @@ rename, say) halves the speed of a durable write; `experiments/tables/ssd.py` ha
 
 import concurrent.futures
 import contextlib
+import functools
 import os
 import pathlib
 from collections.abc import Callable, Iterator
@@ -75,7 +76,8 @@ class BlockFiles:
     with self._open(sources, os.O_WRONLY) as files:
       self._all(self._writers, self._write, files, sources)
       both = zip(sources, files, strict=True)
-      _wait([self._writers.submit(_named, path, os.fdatasync, file) for path, file in both])
+      sync = lambda path, file: functools.partial(_named, path, os.fdatasync, file)
+      _run(self._writers, [sync(path, file) for path, file in both])
 
   def close(self) -> None:
     """Ends the threads."""
@@ -102,8 +104,8 @@ class BlockFiles:
     for file, (path, array) in zip(files, arrays.items(), strict=True):
       octets = array.reshape(-1, copy=False).view(np.uint8)
       for at in range(0, octets.size, count):
-        jobs.append(pool.submit(_named, path, move, file, octets[at : at + count], at))
-    _wait(jobs)
+        jobs.append(functools.partial(_named, path, move, file, octets[at : at + count], at))
+    _run(pool, jobs)
 
   def _read(self, file: int, piece: np.ndarray, at: int) -> None:
     staged = self._must_stage(piece)
@@ -188,10 +190,17 @@ def _sync(path: pathlib.Path) -> None:
     os.close(file)
 
 
-def _wait(jobs: list[Future]) -> None:
-  """Until all are over, so that no file is closed under one; then raises what the first raised."""
-  concurrent.futures.wait(jobs)
-  for job in jobs:
+def _run(pool: ThreadPoolExecutor, jobs: list[Callable[[], None]]) -> None:
+  """Returns when all are over, so that no file is closed under one; then raises what the first
+  raised. The last is the caller's: a small transfer wakes no other thread."""
+  others = [pool.submit(job) for job in jobs[:-1]]
+  last: Future[None] = Future()
+  try:
+    last.set_result(jobs[-1]() if jobs else None)
+  except BaseException as error:
+    last.set_exception(error)
+  concurrent.futures.wait(others)
+  for job in (*others, last):
     job.result()
 
 

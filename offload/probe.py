@@ -1,9 +1,10 @@
 """Measures what a run's computations and transfers take on this machine.
 
-Each is timed by itself, with the cores that it keeps busy; then two at a time, to see what they
-leave each other of the cores and of the disk.
+Each is timed by itself, on buffers taken in turn as a run takes them; then beside another, to see
+what they leave each other of the cores and of the disk.
 """
 
+import itertools
 import os
 import statistics
 import threading
@@ -21,10 +22,12 @@ from offload.programs import Programs, Where
 from offload.store import Store
 from offload.transport import Transport
 from offload.update import Updater
+from offload.verdict import add_squares
 from schedules.simulate import Profile, Shared
-from schedules.steps import Kind, Queue, Step, update
+from schedules.steps import SSD_QUEUES, Kind, Queue, Step, update
 
-_REPEATS, _SECONDS = 15, 0.5  # of each thing: whichever ends first, but three at least
+_REPEATS, _SECONDS = 15, 0.4  # of each thing: whichever ends first, but three at least
+_TURNS = 2  # buffers of each kind that a call takes in turn, and arrays on SSD
 _STEPS = 400  # empty ones, to see what a step costs before it does anything
 _UNHINDERED = 0.95  # of its speed alone: two that keep so much of it did not compete
 Call = Callable[[], Any]
@@ -33,6 +36,16 @@ Call = Callable[[], Any]
 class _Cost(NamedTuple):
   seconds: float
   cores: float  # kept busy meanwhile by all threads of this process
+
+
+class _Device(NamedTuple):
+  """Seconds of computations, and the backward to be run beside other calls."""
+
+  forward: float
+  backward: float
+  last_backward: float
+  call: Call
+  cost: _Cost
 
 
 def probe(
@@ -44,85 +57,153 @@ def probe(
   specs: HostSpecs,
   store: Store,
   iteration: int,
+  micro_batches: int,
 ) -> Profile:
   """A profile from the median of a few calls each, on buffers of the run's own sizes.
 
   What it writes to SSD are arrays of its own, which it removes. `iteration` is the one to come.
   """
   kinds = (Kind.PARAMETERS, Kind.STATES, Kind.GRADIENTS)
-  vectors = {kind: specs.vector(kind, layout.elements) for kind in kinds}
-  views, states = layout.views(vectors[Kind.PARAMETERS]), vectors[Kind.STATES]
-  states.fill(1e-3)
-  unit, gradients = transport.up(views), programs.unit_zeros()
-  computations = _computations(programs, resident, unit)
-  calls: dict[Queue, Call] = {
-    Queue.HOST_TO_DEVICE: lambda: transport.up(views),
-    Queue.DEVICE_TO_HOST: lambda: transport.down(gradients, layout.views(vectors[Kind.GRADIENTS])),
-    Queue.HOST_UPDATE: lambda: updater.apply(iteration, *vectors.values(), decayed=layout.decayed),
-  }
-  device = [_cost(call) for call in computations]
+  vectors = {kind: [specs.vector(kind, layout.elements) for _ in range(_TURNS)] for kind in kinds}
+  for states in vectors[Kind.STATES]:
+    states.fill(1e-3)
+  views = [layout.views(vector) for vector in vectors[Kind.PARAMETERS]]
+  device = _device(programs, resident, [transport.up(tree) for tree in views], micro_batches)
+  calls = _host_calls(layout, programs, updater, transport, vectors, iteration)
   costs = {queue: _cost(call) for queue, call in calls.items()}
-  bytes_of = lambda tree: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
-  sizes = zip(calls, (bytes_of(views), bytes_of(gradients), states.nbytes), strict=True)
-  rates = {queue: size / costs[queue].seconds for queue, size in sizes}
+  sizes = {
+    Queue.HOST_TO_DEVICE: _bytes(views[0]),
+    Queue.DEVICE_TO_HOST: _bytes(programs.unit_zeros()),
+    Queue.HOST_UPDATE: vectors[Kind.STATES][0].nbytes,
+  }
+  rates = {queue: size / costs[queue].seconds for queue, size in sizes.items()}
   latencies = dict.fromkeys(Queue, _step_seconds())
-  others = specs.vector(Kind.STATES, layout.elements)
-  disk, moving = _disk(store, states, others, rates, latencies)
-  costs |= moving
+  disk = _Disk(store, vectors, specs.buffer(Kind.BOUNDARY))
+  for queue, (seconds, rate) in disk.latencies_and_rates.items():
+    latencies[queue] += seconds
+    rates[queue] = rate
+  calls, costs = calls | disk.calls, costs | disk.costs
   if jax.default_backend() == "cpu":
-    busy = sum(c.seconds * c.cores for c in device) / sum(c.seconds for c in device)
-    costs[Queue.DEVICE] = _Cost(device[1].seconds, busy)
-    calls[Queue.DEVICE] = computations[1]
-  processor = _shared("cores", float(cores()), costs, calls, (Queue.DEVICE, Queue.HOST_UPDATE))
-  forward, backward, last = (cost.seconds for cost in device)
-  return Profile(forward, backward, last, rates, (processor, disk), latencies)
+    calls, costs = calls | {Queue.DEVICE: device.call}, costs | {Queue.DEVICE: device.cost}
+  busy = (Queue.DEVICE, Queue.HOST_UPDATE)
+  shared = (_shared("cores", float(cores()), costs, calls, busy), disk.shared())
+  disk.remove()
+  return Profile(*device[:3], rates, shared, latencies)
 
 
-def _computations(programs: Programs, resident: Any, unit: Any) -> tuple[Call, Call, Call]:
-  """Forward, backward, and the last unit's."""
+def _device(programs: Programs, resident: Any, units: list[Any], micro_batches: int) -> _Device:
+  """Times forward, backward and the last unit's, on units and sums of gradients in turn.
+
+  A unit's sum is begun by one of its micro-batches and added to the norm by one: each backward has
+  its share of that.
+  """
   x = jax.numpy.zeros(programs.boundary.shape, programs.boundary.dtype)
   targets = np.zeros(x.shape[:2], np.int32)
   at = Where.of(0, 0, 0, 0, targets)
   head, scale = programs.head_part(resident), np.float32(1)
-  zeros = lambda: (programs.unit_zeros(), programs.head_zeros())
-  return (
-    lambda: programs.forward(unit, x, at),
-    lambda: programs.backward(unit, x, x, programs.unit_zeros(), at),
-    lambda: programs.loss_backward(unit, head, x, targets, scale, *zeros(), at),
-  )
+  turn = itertools.cycle(units)
+  sums = [programs.unit_zeros() for _ in units]
+  heads = [programs.head_zeros()]
+
+  def backward() -> Any:
+    sums.append(programs.backward(next(turn), x, x, sums.pop(0), at)[1])
+    return sums[-1]
+
+  def last_backward() -> Any:
+    given = (sums.pop(0), heads.pop())
+    _, _, gradients, of_head = programs.loss_backward(
+      next(turn), head, x, targets, scale, *given, at
+    )
+    sums.append(gradients)
+    heads.append(of_head)
+    return gradients, of_head
+
+  once = _cost(lambda: add_squares(np.float32(0), programs.unit_zeros())).seconds / micro_batches
+  forward = _cost(lambda: programs.forward(next(turn), x, at))
+  cost, last = _cost(backward), _cost(last_backward)
+  seconds = (forward.seconds, cost.seconds + once, last.seconds + once)
+  return _Device(*seconds, backward, cost)
 
 
-def _disk(
-  store: Store,
-  states: np.ndarray,
-  others: np.ndarray,
-  rates: dict[Queue, float],
-  latencies: dict[Queue, float],
-) -> tuple[Shared, dict[Queue, _Cost]]:
-  """Writes a unit's states and reads another's, a row each as the run does; adds to rates and
-  latencies.
+def _host_calls(
+  layout: Layout,
+  programs: Programs,
+  updater: Updater,
+  transport: Transport,
+  vectors: dict[Kind, list[np.ndarray]],
+  iteration: int,
+) -> dict[Queue, Call]:
+  """What moves to and from the device, and the update, on buffers in turn."""
+  up = itertools.cycle([layout.views(vector) for vector in vectors[Kind.PARAMETERS]])
+  down = itertools.cycle([layout.views(vector) for vector in vectors[Kind.GRADIENTS]])
+  whole = itertools.cycle(list(zip(*vectors.values(), strict=True)))
+  gradients = programs.unit_zeros()
+  return {
+    Queue.HOST_TO_DEVICE: lambda: transport.up(next(up)),
+    Queue.DEVICE_TO_HOST: lambda: transport.down(gradients, next(down)),
+    Queue.HOST_UPDATE: lambda: updater.apply(iteration, *next(whole), decayed=layout.decayed),
+  }
 
-  One row and all of them tell the seconds of a step from those of its bytes.
+
+class _Disk:
+  """Reads and writes of a unit's states and of a boundary, each to arrays of its own in turn.
+
+  Attributes:
+    calls: of whole states, a row each as the run moves them.
+    latencies_and_rates: a small array tells the seconds of a step from those of its bytes.
   """
-  written = {f"probe/written/{i}": row for i, row in enumerate(states)}
-  found = {f"probe/read/{i}": row for i, row in enumerate(others)}
-  for name, row in (written | found).items():
-    store.create(name, row.size, row.dtype)
-  store.write(found)  # space that was never written is read without the disk
-  calls = {Queue.SSD_READ: lambda: store.read(found), Queue.SSD_WRITE: lambda: store.write(written)}
-  costs = {queue: _cost(call) for queue, call in calls.items()}
-  first = lambda rows: dict(list(rows.items())[:1])
-  ones = (lambda: store.read(first(found)), lambda: store.write(first(written)))
-  for (queue, cost), one in zip(costs.items(), ones, strict=True):
-    more = (cost.seconds - _cost(one).seconds) / max(len(states) - 1, 1) * len(states)
-    by_bytes = min(max(more, 0.5 * cost.seconds), cost.seconds)
-    rates[queue] = states.nbytes / by_bytes
-    latencies[queue] += cost.seconds - by_bytes
-  whole = {queue: _Cost(cost.seconds, 1.0) for queue, cost in costs.items()}
-  shared = _shared("disk", 2.0, whole, calls, (Queue.SSD_READ, Queue.SSD_WRITE))
-  for name in written | found:
-    store.remove(name)
-  return shared, costs
+
+  def __init__(self, store: Store, vectors: dict[Kind, list[np.ndarray]], small: np.ndarray):
+    self._store = store
+    states, parameters = vectors[Kind.STATES], vectors[Kind.PARAMETERS]
+    groups = {
+      "states": [dict(enumerate(vector)) for vector in states],
+      "parameters": [{0: vector} for vector in parameters],
+      "small": [{0: small.reshape(-1)}] * _TURNS,
+    }
+    # To be read and to be written: both are written once, since space that never was is read
+    # without the disk.
+    self._arrays = {
+      (name, use): [
+        {f"probe/{use}/{name}/{i}/{row}": array for row, array in rows.items()}
+        for i, rows in enumerate(each)
+      ]
+      for name, each in groups.items()
+      for use in ("read", "written")
+    }
+    for arrays in itertools.chain.from_iterable(self._arrays.values()):
+      for name, array in arrays.items():
+        store.create(name, array.size, array.dtype)
+      store.write(arrays)
+    self.calls = {queue: self._call(queue, "states") for queue in SSD_QUEUES}
+    self.costs = {queue: _cost(call) for queue, call in self.calls.items()}
+    self.latencies_and_rates = {queue: self._fit(queue, small.nbytes) for queue in SSD_QUEUES}
+
+  def shared(self) -> Shared:
+    """The disk, of which reads and writes together may get no more than either alone."""
+    whole = {queue: _Cost(cost.seconds, 1.0) for queue, cost in self.costs.items()}
+    return _shared("disk", 2.0, whole, self.calls, SSD_QUEUES)
+
+  def remove(self) -> None:
+    for arrays in itertools.chain.from_iterable(self._arrays.values()):
+      for name in arrays:
+        self._store.remove(name)
+
+  def _call(self, queue: Queue, name: str) -> Call:
+    reads = queue is Queue.SSD_READ
+    turn = itertools.cycle(self._arrays[name, "read" if reads else "written"])
+    move = self._store.read if reads else self._store.write
+    return lambda: move(next(turn))
+
+  def _fit(self, queue: Queue, small: int) -> tuple[float, float]:
+    """Seconds of a step beside its bytes, and bytes a second."""
+    once = _cost(self._call(queue, "small")).seconds
+    seconds = self.costs[queue].seconds + _cost(self._call(queue, "parameters")).seconds
+    names = ("states", "parameters")
+    size = sum(a.nbytes for name in names for a in self._arrays[name, "read"][0].values())
+    by_bytes = max(seconds - 2 * once, 0.5 * seconds)
+    rate = size / by_bytes
+    return max(once - small / rate, 0.0), rate
 
 
 def _shared(
@@ -145,7 +226,7 @@ def _shared(
 
 def _together(calls: list[Call], alone: list[float]) -> list[float]:
   """The speed of calls that are repeated at the same time, as shares of that alone."""
-  seconds = max(_SECONDS, *(3 * s for s in alone))
+  seconds = max(3 * max(alone), min(_SECONDS, _REPEATS * max(alone)))
   start = time.perf_counter()
   each: list[float] = [0.0] * len(calls)
 
@@ -171,6 +252,10 @@ def _step_seconds() -> float:
   start = time.perf_counter()
   Executor(lambda step: None).run(steps)
   return (time.perf_counter() - start) / _STEPS
+
+
+def _bytes(tree: Any) -> int:
+  return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
 def cores() -> int:

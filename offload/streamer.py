@@ -198,6 +198,7 @@ class Streamer:
     profile = probe(
       *(self._layout, self._programs, self.resident_parameters, self._updater),
       *(self._transport, self._state.specs, self._store, self.iteration),
+      self._settings.work.micro_batches,
     )
     self._updater.start(self.iteration, count)  # the probe has taken steps with it
     give_back()

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from schedules.moves import Move
 from schedules.pools import CUT, Sizes
 from schedules.registry import Schedule
-from schedules.steps import Kind, Queue, Tier, Work
+from schedules.steps import DEVICE_QUEUES, SSD_QUEUES, Kind, Queue, Tier, Work
 from schedules.structure import BOUNDARIES, Depth, Structure, moves_of
 
 Budgets = Mapping[Tier, int | None]  # bytes; None where there is no limit
@@ -29,16 +29,13 @@ _HOST_RINGS = {  # those of parameters and states are as deep as is tried
   Kind.BOUNDARY_GRADIENT: 4,
 }
 _ALL_UNITS, _A_STAGE = Depth(0, per_unit=1), Depth(0, per_micro_batch=3)
-LINKS = (Queue.HOST_TO_DEVICE, Queue.DEVICE_TO_HOST)
-SSD_QUEUES = (Queue.SSD_READ, Queue.SSD_WRITE)
 
 
 def smallest_structure(work: Work, master_is_parameter: bool, depth: int) -> Structure:
   rings = [(Tier.DEVICE, kind, Depth(size)) for kind, size in _DEVICE_RINGS.items()]
   most = 2 if depth == 1 else 4
   rings += [(Tier.HOST, kind, Depth(min(size, most))) for kind, size in _HOST_RINGS.items()]
-  units = Depth(min(depth, work.units))
-  rings += [(Tier.HOST, kind, units) for kind in (Kind.PARAMETERS, Kind.STATES)]
+  rings += [(Tier.HOST, kind, Depth(depth)) for kind in (Kind.PARAMETERS, Kind.STATES)]
   return Structure(tuple(rings), master_is_parameter=master_is_parameter)
 
 
@@ -61,9 +58,9 @@ def _saves(
 ) -> bool:
   """Whether more room on the device saves transfers: all of them where boundaries are concerned,
   whose rings are meant for exactly that."""
-  if kind in BOUNDARIES and _leaves(schedule, work, raised, kind, LINKS):
+  if kind in BOUNDARIES and _leaves(schedule, work, raised, kind, DEVICE_QUEUES):
     return False
-  transfers = lambda s: count_of(moves_of(schedule, work, s, kind), kind, LINKS)
+  transfers = lambda s: count_of(moves_of(schedule, work, s, kind), kind, DEVICE_QUEUES)
   return transfers(raised) < transfers(structure)
 
 
@@ -80,13 +77,13 @@ def _raised(
   yield structure.with_ring(Tier.DEVICE, kind, _ALL_UNITS)
   if kind is Kind.PARAMETERS and limit is not None:
     left = limit - _device_bytes(structure, work, sizes)
-    ring = structure.depth(Tier.DEVICE, kind).at(work) + left // sizes.bytes(kind)
+    ring = structure.ring(Tier.DEVICE, kind, work) + left // sizes.bytes(kind)
     if _DEVICE_RINGS[kind] < ring < work.units:
       yield structure.with_ring(Tier.DEVICE, kind, Depth(ring))
 
 
 def _device_bytes(structure: Structure, work: Work, sizes: Sizes) -> int:
-  rings = (structure.depth(Tier.DEVICE, kind).at(work) * sizes.bytes(kind) for kind in CUT)
+  rings = (structure.ring(Tier.DEVICE, kind, work) * sizes.bytes(kind) for kind in CUT)
   return structure.whole_bytes(work, sizes)[Tier.DEVICE] + sum(rings)
 
 
@@ -99,7 +96,7 @@ def on_host(
 ) -> Iterator[tuple[Structure, bool]]:
   """Structures with homes and host rings for boundaries; True where some are to spill."""
   limit = room.get(Tier.HOST)
-  rings = sum(structure.depth(Tier.HOST, kind).at(work) * sizes.bytes(kind) for kind in CUT)
+  rings = sum(structure.ring(Tier.HOST, kind, work) * sizes.bytes(kind) for kind in CUT)
 
   def takes(placed: Structure) -> int:
     return placed.whole_bytes(work, sizes)[Tier.HOST]
@@ -130,7 +127,7 @@ def _homes(
   if structure.home(kind) is Tier.DEVICE:
     yield structure
     return
-  if not _leaves(schedule, work, structure, kind, LINKS):
+  if not _leaves(schedule, work, structure, kind, DEVICE_QUEUES):
     yield on_ssd.with_ring(Tier.HOST, kind, Depth(0))
     return
   at_most = work.last * work.micro_batches

@@ -7,7 +7,7 @@ lengths: what the linear program of a placement is made of.
 import dataclasses
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from schedules.iterations import iterations
@@ -15,7 +15,18 @@ from schedules.pools import CUT, Pools
 from schedules.registry import Schedule
 from schedules.residency import derive
 from schedules.simulate import Profile
-from schedules.steps import RESIDENT_UNIT, Action, Computation, Kind, Part, Queue, Slice, Step, Work
+from schedules.steps import (
+  RESIDENT_UNIT,
+  SSD_QUEUES,
+  Action,
+  Computation,
+  Kind,
+  Part,
+  Queue,
+  Slice,
+  Step,
+  Work,
+)
 from schedules.traffic import LINKS, Traffic
 
 FORWARD, BACKWARD, UPDATE = PHASES = ("forward", "backward", "update")
@@ -41,7 +52,7 @@ def count_moves(schedule: Schedule, work: Work, pools: Pools) -> Counter[Move]:
   labels = phases(schedule, work)
   out: Counter[Move] = Counter()
   phase, coming = "", []
-  for step in derive(iterations(schedule, work, 0, 3), work, pools):
+  for step in derive(iterations(schedule, work, 0, 3), work, pools, waits=False):
     if step.queue in _UP:
       coming.append(step)
       continue
@@ -91,6 +102,12 @@ def _seconds(move: Move, pools: Pools, profile: Profile) -> float:
     states = pools.slices(Kind.STATES, tuple(s.part for s in move.slices))
     return latency + pools.bytes(Kind.STATES, states) / profile.rates[move.queue]
   return latency + computation_seconds(profile)[move.what]
+
+
+def reaches_ssd(moves: Iterable[Move]) -> frozenset[tuple[Kind, Part]]:
+  """The (kind, part) that move to or from the SSD: what never does takes no room there."""
+  there = (move for move in moves if move.queue in SSD_QUEUES and isinstance(move.what, Kind))
+  return frozenset((Kind(move.what), piece.part) for move in there for piece in move.slices)
 
 
 def computation_seconds(profile: Profile) -> dict[str, float]:

@@ -4,22 +4,23 @@ There are a few structures (`candidates`), and for each of them a linear program
 every vector stays in host memory. The fastest one wins.
 """
 
+import bisect
 import dataclasses
 import math
 
 from schedules.candidates import (
-  SSD_QUEUES,
   Budgets,
   count_of,
   on_device,
   on_host,
   smallest_structure,
 )
+from schedules.moves import reaches_ssd
 from schedules.pools import CUT, PAGE, Pools, Sizes, cut
 from schedules.registry import Schedule
 from schedules.shares import Case, Solution, solve
 from schedules.simulate import Profile, Shared
-from schedules.steps import Kind, Part, Queue, Tier, Work
+from schedules.steps import SSD_QUEUES, Kind, Part, Queue, Tier, Work
 from schedules.structure import BOUNDARIES, moves
 
 _DEPTHS = (3, 2, 1)  # of the host's rings of units; with one, reads, updates and writes take turns
@@ -65,10 +66,10 @@ def place(
   """
   check_room(work, sizes, budgets, master_is_parameter, device_reserved)
   room = without(budgets, device_reserved)
-  delayed = sizes.elements.get(Part.DELAYED, 0) / sum(sizes.elements.values())
-  best = fastest(schedule, work, sizes, room, master_is_parameter, profile, delayed)
+  given = (schedule, work, sizes, room, master_is_parameter, profile)
+  best = fastest(*given, sizes.delayed)
   if best is None:
-    raise ValueError(nothing_fits(work, sizes, room))
+    raise ValueError(nothing_fits(*given))
   return rounded(best, room)
 
 
@@ -142,7 +143,7 @@ def fastest(
 
 
 def depth_of(case: Case) -> int:
-  return case.structure.depth(Tier.HOST, Kind.STATES).at(case.work)
+  return case.structure.ring(Tier.HOST, Kind.STATES, case.work)
 
 
 def _whole_spills(
@@ -191,7 +192,7 @@ def _cut(case: Case, solution: Solution, slack: float) -> Pools:
       whole = pages * PAGE >= count or solution.on_host[kind][part] > 1 - 1e-9
       shares[part] = 1.0 if whole else (pages + 0.5) * PAGE / count
     vectors[kind] = cut(case.sizes.elements, shares)
-  return case.structure.pools(case.work, case.sizes, vectors)
+  return case.structure.pools(case.work, case.sizes, vectors, reaches_ssd(case.moves))
 
 
 def _fits(pools: Pools, work: Work, room: Budgets) -> bool:
@@ -199,14 +200,33 @@ def _fits(pools: Pools, work: Work, room: Budgets) -> bool:
   return all(limit is None or peaks[tier] <= limit for tier, limit in room.items())
 
 
-def nothing_fits(work: Work, sizes: Sizes, room: Budgets) -> str:
-  """The sentence for vectors that find no room, though a unit and what it needs would."""
-  whole = work.units * sum(sizes.bytes(kind) for kind in CUT)
-  waiting = work.units * sizes.widths[Kind.GRADIENTS] * sizes.elements.get(Part.DELAYED, 0)
+def nothing_fits(
+  schedule: Schedule,
+  work: Work,
+  sizes: Sizes,
+  room: Budgets,
+  master_is_parameter: bool,
+  profile: Profile,
+) -> str:
+  """The sentence for vectors that find no room, though a unit and what it needs would: if all of
+  them do but for the delayed gradients, the largest delayed fraction with which they do."""
+
+  def fits(hundredths: int) -> bool:
+    cut = sizes.delaying(hundredths / 100)
+    other = dataclasses.replace(work, parts=cut.parts)
+    given = (schedule, other, cut, room, master_is_parameter, profile)
+    return fastest(*given, cut.delayed) is not None
+
   there = lambda tier: "any number" if room.get(tier) is None else str(room[tier])
-  return (
-    f"No placement fits: parameters, states and gradients take {whole} bytes"
-    + (f" ({waiting} of them delayed gradients, which wait for their update)" if waiting else "")
-    + f", for which there are {there(Tier.HOST)} of host memory and {there(Tier.SSD)} on SSD: "
-    "raise --host_memory_budget, or name a --store on a larger disk."
-  )
+  for_them = f"for which there are {there(Tier.HOST)} of host memory and {there(Tier.SSD)} on SSD: "
+  mend = "raise --host_memory_budget, or name a --store on a larger disk."
+  if sizes.delayed and fits(0):
+    waiting = work.units * sizes.widths[Kind.GRADIENTS] * sizes.elements[Part.DELAYED]
+    most = bisect.bisect_left(range(1, 100), True, key=lambda n: not fits(n)) / 100
+    return (
+      f"--delayed_fraction={sizes.delayed:.2g} does not fit: {waiting} bytes of gradients would "
+      f"wait for their update beside all else, {for_them}take at most --delayed_fraction={most:g}, "
+      f"{mend}"
+    )
+  whole = work.units * sum(sizes.bytes(kind) for kind in CUT)
+  return f"No placement fits: parameters, states and gradients take {whole} bytes, {for_them}{mend}"

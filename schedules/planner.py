@@ -6,12 +6,11 @@ faster, so that the smallest wins a tie. All times are those of the phase model:
 """
 
 import dataclasses
-import math
 from collections import Counter, defaultdict
 
 from schedules.moves import Move, busy_seconds, bytes_moved
 from schedules.placement import Budgets, check_room, fastest, nothing_fits, rounded, without
-from schedules.pools import PAGE, Pools, Sizes
+from schedules.pools import Pools, Sizes
 from schedules.registry import Schedule
 from schedules.shares import Case, Solution, solve
 from schedules.simulate import Profile
@@ -103,14 +102,6 @@ class Planner:
         best, rate = count, count / seconds
     return dataclasses.replace(self._finished(schedule, best, delayed), curve=tuple(curve))
 
-  def cut(self, delayed: float) -> Sizes:
-    """Sizes at a delayed fraction, whose part ends at a whole page."""
-    total = sum(self.sizes.elements.values())
-    first = min(math.ceil(delayed * total / PAGE) * PAGE, total)
-    parts = {Part.NOW: total - first, Part.DELAYED: first}
-    elements = {part: count for part, count in parts.items() if count}
-    return dataclasses.replace(self.sizes, elements=elements)
-
   def _finished(self, schedule: Schedule, micro_batches: int, delayed: float | None) -> Plan:
     case, solution = self._choice(schedule, micro_batches, delayed)
     pools = rounded((case, solution), self._room)
@@ -126,8 +117,9 @@ class Planner:
       return self._at(schedule, micro_batches, delayed)
     best = self._at(schedule, micro_batches, 0.0)
     both = Work(self.units, micro_batches, (Part.NOW, Part.DELAYED))
+    sizes = self.sizes.delaying(0.5)
     free = fastest(
-      *(schedule, both, self.cut(0.5), self._room, self.master_is_parameter, self.profile, None)
+      *(schedule, both, sizes, self._room, self.master_is_parameter, self.profile, None)
     )
     if free is None or free[1].seconds > WORTH * best[1].seconds:
       return best
@@ -138,15 +130,13 @@ class Planner:
     return later if later[1].seconds < WORTH * best[1].seconds else best
 
   def _at(self, schedule: Schedule, micro_batches: int, delayed: float) -> tuple[Case, Solution]:
-    sizes = self.cut(delayed)
-    work = Work(self.units, micro_batches, _parts(sizes))
+    sizes = self.sizes.delaying(delayed)
+    work = Work(self.units, micro_batches, sizes.parts)
     check_room(work, sizes, self.budgets, self.master_is_parameter, self.device_reserved)
-    share = sizes.elements.get(Part.DELAYED, 0) / sum(sizes.elements.values())
-    best = fastest(
-      *(schedule, work, sizes, self._room, self.master_is_parameter, self.profile, share)
-    )
+    given = (schedule, work, sizes, self._room, self.master_is_parameter, self.profile)
+    best = fastest(*given, sizes.delayed)
     if best is None:
-      raise ValueError(nothing_fits(work, sizes, self._room))
+      raise ValueError(nothing_fits(*given))
     return best
 
   @property
@@ -155,10 +145,6 @@ class Planner:
 
   def _rate(self, queue: Queue) -> float:
     return self.profile.rates.get(queue, 0.0)
-
-
-def _parts(sizes: Sizes) -> tuple[Part, ...]:
-  return tuple(part for part in (Part.NOW, Part.DELAYED) if part in sizes.elements)
 
 
 def predict(counted: Counter[Move], pools: Pools, profile: Profile) -> Prediction:

@@ -5,7 +5,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping
 
-from schedules.steps import RESIDENT_UNIT, WHOLE, Kind, Object, Part, Queue, Slice, Tier, Work
+from schedules.steps import RESIDENT_UNIT, Kind, Object, Part, Queue, Slice, Tier, Work
 
 PERSISTENT = (Kind.PARAMETERS, Kind.STATES)  # what outlives an iteration
 CUT = (*PERSISTENT, Kind.GRADIENTS)  # flat vectors, cut into slices; updates read them on the host
@@ -29,6 +29,22 @@ class Sizes:
   elements: Mapping[Part, int]
   payload: Mapping[Kind, int]
   whole: Mapping[Kind, int]
+
+  def delaying(self, fraction: float) -> "Sizes":
+    """The same at a delayed fraction, whose part ends at a whole page."""
+    total = sum(self.elements.values())
+    first = min(math.ceil(fraction * total / PAGE) * PAGE, total)
+    parts = {Part.NOW: total - first, Part.DELAYED: first}
+    return dataclasses.replace(self, elements={part: n for part, n in parts.items() if n})
+
+  @property
+  def parts(self) -> tuple[Part, ...]:
+    return tuple(part for part in (Part.NOW, Part.DELAYED) if part in self.elements)
+
+  @property
+  def delayed(self) -> float:
+    """The delayed fraction."""
+    return self.elements.get(Part.DELAYED, 0) / sum(self.elements.values())
 
   def bytes(self, kind: Kind) -> int:
     """Of one object, padding included."""
@@ -72,6 +88,8 @@ class Pools:
     spilled: so many of the micro-batches keep their boundaries on SSD though the home is the host.
     master_is_parameter: the optimizer's master values are the parameters themselves (float32),
       which an update then has to read.
+    stays_above: the (kind, part) that never reach the SSD, though it is the home of some of them:
+      what nobody reads again is dropped, gradients that have been applied say.
   """
 
   sizes: Sizes
@@ -80,6 +98,7 @@ class Pools:
   rings: Mapping[tuple[Tier, Kind], int]
   spilled: int = 0
   master_is_parameter: bool = True
+  stays_above: frozenset[tuple[Kind, Part]] = frozenset()
 
   def __post_init__(self):
     for kind, vector in self.vectors.items():
@@ -121,7 +140,10 @@ class Pools:
     return self.sizes.payload[kind]
 
   def peak_bytes(self, work: Work) -> dict[Tier, int]:
-    """Bytes of all buffers of a tier: known before anything runs, and never exceeded."""
+    """Bytes of all buffers of a tier: known before anything runs, and never exceeded.
+
+    On SSD: of what gets there.
+    """
     kinds = [kind for kind in Kind if kind is not Kind.NORM]  # a number takes no buffer
     return {tier: sum(self._tier_bytes(tier, kind, work) for kind in kinds) for tier in Tier}
 
@@ -139,17 +161,38 @@ class Pools:
   def _tier_bytes(self, tier: Tier, kind: Kind, work: Work) -> int:
     ring = self.rings.get((tier, kind), 0)
     if kind not in CUT:
-      homes = [self.home(item, WHOLE, work) for item in objects(kind, work)]
-      passing = any(_DEPTH[home] > _DEPTH[tier] for home in homes)
-      return (homes.count(tier) + ring * passing) * self.sizes.whole[kind]
-    at_home = [piece for piece in self.vectors[kind] if piece.home is tier]
+      homes = self._homes(kind, work)
+      passing = any(n and _DEPTH[home] > _DEPTH[tier] for home, n in homes.items())
+      gone = tier is Tier.SSD and (kind, Part.WHOLE) in self.stays_above
+      return (0 if gone else homes.get(tier, 0) + ring * passing) * self.sizes.whole[kind]
+    at_home = [
+      piece
+      for piece in self.vectors[kind]
+      if piece.home is tier and (tier is Tier.HOST or (kind, piece.part) not in self.stays_above)
+    ]
     passing = [piece for piece in self.vectors[kind] if _DEPTH[_home(piece)] > _DEPTH[tier]]
     return work.units * self.bytes(kind, at_home) + ring * self.bytes(kind, passing)
+
+  def _homes(self, kind: Kind, work: Work) -> dict[Tier, int]:
+    """How many objects of a kind that is not cut are at home on each tier."""
+    home, count = self.homes.get(kind, Tier.DEVICE), object_count(kind, work)
+    if kind not in _BOUNDARIES or home is not Tier.HOST:
+      return {home: count}
+    spilled = work.last * min(self.spilled, work.micro_batches)
+    return {home: count - spilled, Tier.SSD: spilled}
 
 
 def _home(piece: Slice) -> Tier:
   assert piece.home is not None
   return piece.home
+
+
+def object_count(kind: Kind, work: Work) -> int:
+  """How many objects of a kind there are, as `objects` lists them."""
+  if kind in _BOUNDARIES:
+    return work.last * work.micro_batches
+  alone = {Kind.RESIDENT: 1, Kind.RESIDENT_GRADIENTS: len({0, work.last})}
+  return alone.get(kind, work.units)
 
 
 def objects(kind: Kind, work: Work) -> list[Object]:

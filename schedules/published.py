@@ -19,7 +19,7 @@ _FRACTIONS = [i / 50 for i in range(16)]
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
+class Training:
   """A model in training; boundaries are of 2 bytes."""
 
   units: int
@@ -46,7 +46,7 @@ class Rates:
   host_memory: float
 
 
-def horizontal_seconds(shape: Shape, rates: Rates, gradient_bytes: int = 2) -> float | None:
+def horizontal_seconds(shape: Training, rates: Rates, gradient_bytes: int = 2) -> float | None:
   """Seconds of an iteration of ZeRO-Infinity's, or None where it does not fit."""
   u, m, n, a = shape.units, shape.micro_batches, shape.elements, shape.boundary
   p, g, state, spill = _PARAMETER * n, gradient_bytes * n, _STATES * n, _SPILL * n
@@ -66,14 +66,14 @@ def horizontal_seconds(shape: Shape, rates: Rates, gradient_bytes: int = 2) -> f
   return _least(rows, memory, rates.host_memory)
 
 
-def vertical_seconds(shape: Shape, rates: Rates, gradient_bytes: int = 4) -> float | None:
+def vertical_seconds(shape: Training, rates: Rates, gradient_bytes: int = 4) -> float | None:
   """Seconds of an iteration of GreedySnake's, at its best delayed fraction, or None."""
   found = [_vertical_seconds(shape, rates, gradient_bytes, f) for f in _FRACTIONS]
   return min((seconds for seconds in found if seconds is not None), default=None)
 
 
 def _vertical_seconds(
-  shape: Shape, rates: Rates, gradient_bytes: int, delayed: float
+  shape: Training, rates: Rates, gradient_bytes: int, delayed: float
 ) -> float | None:
   u, m, n, a = shape.units, shape.micro_batches, shape.elements, shape.boundary
   p, g, state = _PARAMETER * n, gradient_bytes * n, _STATES * n
@@ -112,7 +112,7 @@ def _vertical_seconds(
   return _least(rows, [held, waiting], rates.host_memory)
 
 
-def _forward_seconds(shape: Shape, rates: Rates) -> float:
+def _forward_seconds(shape: Training, rates: Rates) -> float:
   """Of all micro-batches; dense attention, nothing saved by causality."""
   attention = 4 * shape.units * shape.sequence_length * shape.width
   return shape.micro_batches * shape.tokens * (2 * shape.elements + attention) / rates.flops

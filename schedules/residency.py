@@ -43,8 +43,12 @@ class _Draft:
     known += [piece for piece in slices if piece not in known]
 
 
-def derive(batches: Iterable[list[Computation]], work: Work, pools: Pools) -> Iterator[Step]:
+def derive(
+  batches: Iterable[list[Computation]], work: Work, pools: Pools, *, waits: bool = True
+) -> Iterator[Step]:
   """Yields the steps of the computations of whole iterations, in list order.
+
+  Without `waits` they are left out: what only counts steps need not pay for them.
 
   Raises:
     ValueError: a pool is too small for a computation, or one reads what nothing has produced.
@@ -53,7 +57,17 @@ def derive(batches: Iterable[list[Computation]], work: Work, pools: Pools) -> It
   drafts = ([_draft(c, demands) for c in batch] for batch in batches)
   for tier in (Tier.DEVICE, Tier.HOST):
     drafts = _TierPass(tier, work, pools).run(drafts)
-  return _with_waits(drafts)
+  if waits:
+    return _with_waits(drafts)
+  listed = (draft for batch in drafts for draft in batch)
+  return (_step(i, draft, ()) for i, draft in enumerate(listed))
+
+
+def _step(index: int, draft: _Draft, waits: Iterable[int]) -> Step:
+  return Step(
+    *(index, draft.queue, draft.iteration, draft.computation),
+    *(tuple(draft.accesses), tuple(sorted(waits))),
+  )
 
 
 def _draft(c: Computation, demands: Demands) -> _Draft:
@@ -102,7 +116,7 @@ class _TierPass:
     else:
       slot = self._ring_slot(item, in_use, draft)
       in_use.add((item.kind, slot))
-    placed = dataclasses.replace(access, slot=slot)
+    placed = Access(access.tier, item, access.mode, access.slices, slot)
     if access.mode.reads:
       self._bring(draft, placed)
     if access.mode.writes:
@@ -226,14 +240,7 @@ def _with_waits(batches: Iterable[list[_Draft]]) -> Iterator[Step]:
           else:
             readers.setdefault(place, []).append(index)
       waits.discard(index)
-      yield Step(
-        index,
-        draft.queue,
-        draft.iteration,
-        draft.computation,
-        tuple(draft.accesses),
-        tuple(sorted(waits)),
-      )
+      yield _step(index, draft, waits)
       index += 1
 
 

@@ -12,14 +12,13 @@ from collections.abc import Iterator, Mapping
 
 from scipy.optimize import linprog
 
-from schedules.moves import PHASES, UPDATE, Move, computation_seconds, draws
+from schedules.moves import PHASES, UPDATE, Move, computation_seconds, draws, reaches_ssd
 from schedules.pools import CUT, PAGE, PERSISTENT, Sizes
 from schedules.simulate import Profile
-from schedules.steps import Kind, Part, Queue, Tier, Work
+from schedules.steps import SSD_QUEUES, Kind, Part, Tier, Work
 from schedules.structure import BOUNDARIES, Structure
 
 HOMES = (Tier.HOST, Tier.SSD)
-_SSD_QUEUES = (Queue.SSD_READ, Queue.SSD_WRITE)
 # Of placements equally fast, the one that moves less; of those, the one that keeps less on SSD.
 _MOVING, _KEEPING = 1e-3, 1e-6
 _DELAYED, _SPILLED = "delayed", "spilled"
@@ -149,11 +148,11 @@ def _time_rows(case: Case, program: _Program) -> float:
     for name, seconds in _terms(case, move):
       for resource, share in draws(case.profile, move.queue).items():
         busy[move.phase, resource][name] += n * share * seconds
-      if move.what == UPDATE or (move.what in PERSISTENT and move.queue in _SSD_QUEUES):
+      if move.what == UPDATE or (move.what in PERSISTENT and move.queue in SSD_QUEUES):
         chain[move.phase, "chain"][name] += n * seconds
-      if move.queue in _SSD_QUEUES:
+      if move.queue in SSD_QUEUES:
         program.cost[name] += _MOVING * n * seconds
-  depth = case.structure.depth(Tier.HOST, Kind.STATES).at(case.work)
+  depth = case.structure.ring(Tier.HOST, Kind.STATES, case.work)
   # Host buffers of a unit are taken from the start of its reads to the end of its writes.
   rows = busy | {at: {v: c / depth for v, c in terms.items()} for at, terms in chain.items()}
   scale = max(max(map(abs, terms.values()), default=0.0) for terms in rows.values()) or 1.0
@@ -185,7 +184,7 @@ def _terms(case: Case, move: Move) -> Iterator[tuple[object, float]]:
         yield _DELAYED, -seconds
   elif not isinstance(move.what, Kind):
     yield _CONSTANT, latency + computation_seconds(case.profile)[move.what]
-  elif move.queue not in _SSD_QUEUES:
+  elif move.queue not in SSD_QUEUES:
     yield _CONSTANT, latency + sizes.payload[move.what] / rate
   elif move.what in CUT:
     for piece in move.slices:
@@ -203,7 +202,8 @@ def _memory_rows(case: Case, program: _Program) -> None:
   """In units of a vector's elements. What rounding to pages may add on SSD is kept free."""
   structure, work, sizes = case.structure, case.work, case.sizes
   base = dataclasses.replace(structure, spilled=min(structure.spilled, 1) if case.spills else 0)
-  fixed = (base if case.spills else structure).whole_bytes(work, sizes)
+  reached = reaches_ssd(case.moves)
+  fixed = (base if case.spills else structure).whole_bytes(work, sizes, reached)
   spilling = (kind for kind in BOUNDARIES if structure.home(kind) is Tier.HOST)
   boundary = work.last * sum(sizes.whole[kind] for kind in spilling) / case.elements
   for tier, sign in ((Tier.HOST, -1.0), (Tier.SSD, 1.0)):
@@ -216,9 +216,10 @@ def _memory_rows(case: Case, program: _Program) -> None:
       row[_CONSTANT] -= sign * boundary * base.spilled
       row[_SPILLED] = sign * boundary
     for kind in CUT:
-      ring = structure.depth(Tier.HOST, kind).at(work) if tier is Tier.HOST else 0
+      ring = structure.ring(Tier.HOST, kind, work) if tier is Tier.HOST else 0
       for part in work.parts:
-        row[kind, part, tier] += work.units * sizes.widths[kind]
+        if tier is Tier.HOST or kind in PERSISTENT or (kind, part) in reached:
+          row[kind, part, tier] += work.units * sizes.widths[kind]
         row[kind, part, Tier.SSD] += ring * sizes.widths[kind]
     if tier is Tier.SSD:
       widths = sum(sizes.widths[kind] for kind in CUT)

@@ -15,6 +15,7 @@ from schedules.pools import Pools
 from schedules.steps import RESIDENT_UNIT, Action, Kind, Queue, Step, Work
 
 _SECONDS = 1e-12  # less than this is left of a step only by rounding
+_CLOCK = 0.05  # cores: a measured demand of a little more than a whole number of threads is theirs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +35,11 @@ class Shared:
   def speeds(self, working: Iterable[Queue]) -> dict[Queue, float]:
     """How fast queues that work at the same time get on, as a share of their speed alone.
 
-    A demand of n is that of ceil(n) equal threads. Every thread gets the same share, but none more
-    than it can use; a step is as slow as its threads.
+    A demand of n is that of ceil(n) equal threads, but for what a clock is wrong by. Every thread
+    gets the same share, but none more than it can use; a step is as slow as its threads.
     """
-    threads = {q: math.ceil(d) for q in working if (d := self.demand.get(q, 0.0)) > 0}
+    found = {q: self.demand.get(q, 0.0) for q in working}
+    threads = {q: max(1, math.ceil(d - _CLOCK)) for q, d in found.items() if d > 0}
     left, level, speeds = self.capacity, math.inf, {}
     for queue in sorted(threads, key=lambda q: self.demand[q] / threads[q]):
       wanted = self.demand[queue] / threads[queue]

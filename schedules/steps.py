@@ -33,6 +33,10 @@ class Queue(enum.StrEnum):
   HOST_UPDATE = "host_update"
 
 
+DEVICE_QUEUES = (Queue.HOST_TO_DEVICE, Queue.DEVICE_TO_HOST)  # both ways of the device's link
+SSD_QUEUES = (Queue.SSD_READ, Queue.SSD_WRITE)
+
+
 class Kind(enum.StrEnum):
   PARAMETERS = "parameters"  # of one unit
   STATES = "states"  # the optimizer's vectors of one unit

@@ -10,13 +10,13 @@ import dataclasses
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import NamedTuple
 
 from schedules.moves import Move, count_moves
-from schedules.pools import CUT, PAGE, Pools, Sizes, cut
+from schedules.pools import CUT, PAGE, Pools, Sizes, cut, object_count
 from schedules.registry import Schedule
-from schedules.steps import Kind, Part, Queue, Slice, Tier, Work
+from schedules.steps import SSD_QUEUES, Kind, Part, Slice, Tier, Work
 
 BOUNDARIES = (Kind.BOUNDARY, Kind.BOUNDARY_GRADIENT)
 _HOMES = (Tier.HOST, Tier.SSD)
@@ -78,29 +78,31 @@ class Structure:
     homes = tuple(pools.homes[kind] for kind in BOUNDARIES)
     return dataclasses.replace(self, streamed=streamed, boundaries=homes, spilled=pools.spilled)
 
-  def whole_bytes(self, work: Work, sizes: Sizes) -> dict[Tier, int]:
-    """Bytes of the kinds that are not cut, as `Pools.peak_bytes` has them."""
-    out = dict.fromkeys(Tier, 0)
-    out[Tier.DEVICE] += sizes.whole[Kind.RESIDENT]
-    out[Tier.DEVICE] += sizes.whole[Kind.RESIDENT_GRADIENTS] * len({0, work.last})
-    for kind in BOUNDARIES:
-      home, size = self.home(kind), sizes.whole[kind]
-      at = dict.fromkeys(Tier, 0) | {home: work.last * work.micro_batches}
-      if home is Tier.HOST:
-        at = {**at, Tier.HOST: at[Tier.HOST] - work.last * self.spilled}
-        at[Tier.SSD] = work.last * self.spilled
-      below = 0
-      for tier in (Tier.SSD, Tier.HOST, Tier.DEVICE):
-        ring = self.depth(tier, kind).at(work) if below else 0
-        out[tier] += size * (at[tier] + ring)
-        below += at[tier]
-    return out
+  def ring(self, tier: Tier, kind: Kind, work: Work) -> int:
+    """Buffers of a ring: never more than there are objects."""
+    return min(self.depth(tier, kind).at(work), object_count(kind, work))
 
-  def pools(self, work: Work, sizes: Sizes, vectors: Mapping[Kind, Mapping[Slice, int]]) -> Pools:
-    """The pools of vectors that are cut so."""
-    rings = {(tier, kind): depth.at(work) for tier, kind, depth in self.rings}
+  def whole_bytes(
+    self, work: Work, sizes: Sizes, reached: Container[tuple[Kind, Part]] | None = None
+  ) -> dict[Tier, int]:
+    """Bytes of the kinds that are not cut; `reached` are the (kind, part) that get to the SSD, all
+    of them by default."""
+    return self.pools(work, sizes, {kind: {} for kind in CUT}, reached).peak_bytes(work)
+
+  def pools(
+    self,
+    work: Work,
+    sizes: Sizes,
+    vectors: Mapping[Kind, Mapping[Slice, int]],
+    reached: Container[tuple[Kind, Part]] | None = None,
+  ) -> Pools:
+    """The pools of vectors that are cut so; `reached` as in `whole_bytes`."""
+    rings = {(tier, kind): self.ring(tier, kind, work) for tier, kind, _ in self.rings}
     homes: dict[Kind, Tier] = {kind: self.home(kind) for kind in BOUNDARIES}
-    return Pools(sizes, vectors, homes, rings, self.spilled, self.master_is_parameter)
+    passing = [(Kind.GRADIENTS, part) for part in work.parts]
+    passing += [(kind, Part.WHOLE) for kind in BOUNDARIES]
+    above = frozenset(at for at in passing if reached is not None and at not in reached)
+    return Pools(sizes, vectors, homes, rings, self.spilled, self.master_is_parameter, above)
 
 
 def moves(schedule: Schedule, work: Work, structure: Structure) -> Counter[Move]:
@@ -232,7 +234,7 @@ def _on_lines(
 
 
 def _is_spill(move: Move) -> bool:
-  return move.what in BOUNDARIES and move.queue in (Queue.SSD_READ, Queue.SSD_WRITE)
+  return move.what in BOUNDARIES and move.queue in SSD_QUEUES
 
 
 @functools.lru_cache(maxsize=4096)

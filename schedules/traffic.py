@@ -7,9 +7,15 @@ from schedules.iterations import iterations
 from schedules.pools import Pools
 from schedules.registry import Schedule
 from schedules.residency import derive
-from schedules.steps import Kind, Queue, Step, Work
+from schedules.steps import DEVICE_QUEUES, SSD_QUEUES, Kind, Queue, Step, Work
 
-LINKS = (Queue.HOST_TO_DEVICE, Queue.DEVICE_TO_HOST, Queue.SSD_READ, Queue.SSD_WRITE)
+LINKS = (*DEVICE_QUEUES, *SSD_QUEUES)
+NAMES = {  # of the links, where bytes are told
+  Queue.SSD_READ: "ssd_read",
+  Queue.SSD_WRITE: "ssd_written",
+  Queue.HOST_TO_DEVICE: "host_to_device",
+  Queue.DEVICE_TO_HOST: "device_to_host",
+}
 Traffic = dict[Queue, dict[Kind, int]]
 
 
@@ -27,7 +33,7 @@ def of_run(schedule: Schedule, work: Work, pools: Pools, run_length: int) -> Tra
   """Bytes of a whole run from a cold start. A long run repeats its third iteration."""
   derived = min(run_length, 5)
   out: Traffic = {link: defaultdict(int) for link in LINKS}
-  for step in derive(iterations(schedule, work, 0, derived), work, pools):
+  for step in derive(iterations(schedule, work, 0, derived), work, pools, waits=False):
     if step.computation is None:
       times = 1 + (run_length - derived) * (step.iteration == 2)
       kind, slices = step.moved

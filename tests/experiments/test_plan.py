@@ -72,7 +72,24 @@ def test_without_micro_batches_the_curve_is_printed(tmp_path):
   summary = json.loads((tmp_path / "run" / "summary.json").read_text())
   assert [row["micro_batches"] for row in summary["curve"]][:3] == [1, 2, 3]
   assert "<- chosen" in done.stdout
-  assert summary["peak_bytes"]["ssd"] == 0  # it all fits
+  assert summary["peak_bytes"]["ssd"] == 0
+  assert "Everything fits in memory: nothing goes to or comes from an SSD." in done.stdout
+
+
+def test_edges_of_a_plan_have_their_sentence(tmp_path):
+  """One micro-batch, on a disk that is too small for all the gradients that would wait on it."""
+  found = json.loads((hardware.FOLDER / "h200.json").read_text())
+  found["figures"]["ssd_capacity"]["value"] = 52_000_000
+  (tmp_path / "own.json").write_text(json.dumps(found))
+  flags = (*SMALL, f"--hardware={tmp_path / 'own.json'}", "--host_memory_budget=24MiB")
+  done = plan(*flags, "--micro_batches=1", f"--workdir={tmp_path / 'run'}")
+  assert done.returncode == 0, done.stderr
+  assert "With one micro-batch both orders take units alike" in done.stdout
+  done = plan(*flags, "--delayed_fraction=1", f"--workdir={tmp_path / 'other'}")
+  assert done.returncode == 2 and "Traceback" not in done.stderr
+  assert re.search(
+    r"--delayed_fraction=1 does not fit: .* take at most --delayed_fraction=0\.\d+", done.stderr
+  )
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from schedules.candidates import smallest_structure
 from schedules.horizontal import horizontal
 from schedules.iterations import iterations
 from schedules.moves import bytes_moved, count_moves, phases
-from schedules.pools import CUT, PAGE, Sizes, cut
+from schedules.pools import CUT, PAGE, Sizes, cut, objects
 from schedules.registry import SCHEDULES
 from schedules.residency import derive
-from schedules.steps import Action, Kind, Part, Tier, Work, backward, forward, update
+from schedules.steps import WHOLE, Action, Kind, Part, Tier, Work, backward, forward, update
 from schedules.structure import Depth, moves
 from schedules.traffic import count
 from schedules.vertical import vertical
@@ -122,7 +122,7 @@ def test_a_step_in_another_order_than_the_pass_takes_its_own_time():
   assert phases(descending, Work(4, 3))[forward(0, 0)] == "forward"
 
 
-def test_bytes_of_what_is_not_cut_are_those_of_the_pools():
+def test_bytes_of_what_is_not_cut_are_those_of_its_objects():
   for home, spilled in ((Tier.HOST, 0), (Tier.HOST, 2), (Tier.SSD, 0), (Tier.DEVICE, 0)):
     work = Work(5, 4)
     structure = smallest_structure(work, master_is_parameter=False, depth=3)
@@ -130,4 +130,12 @@ def test_bytes_of_what_is_not_cut_are_those_of_the_pools():
     structure = structure.with_home(Kind.BOUNDARY, home, spilled)
     sizes = make_sizes(work.parts)
     pools = structure.pools(work, sizes, {kind: {} for kind in CUT})
-    assert structure.whole_bytes(work, sizes) == pools.peak_bytes(work)
+    wanted = dict.fromkeys(Tier, 0)
+    for kind in (k for k in Kind if k not in CUT and k is not Kind.NORM):
+      homes = [pools.home(item, WHOLE, work) for item in objects(kind, work)]
+      for tier in Tier:
+        wanted[tier] += homes.count(tier) * sizes.whole[kind]
+        below = {Tier.DEVICE: (Tier.HOST, Tier.SSD), Tier.HOST: (Tier.SSD,), Tier.SSD: ()}[tier]
+        if any(home in below for home in homes):
+          wanted[tier] += pools.rings[tier, kind] * sizes.whole[kind]
+    assert structure.whole_bytes(work, sizes) == wanted
