@@ -29,6 +29,7 @@ _LINES = {
   "specattn": _Line("#2f6f94"),
   "specattn, tuned": _Line("#2f6f94", ":", "s"),
   "pillar": _Line("#c8483c"),
+  "pillar, tuned": _Line("#c8483c", ":", "s"),
   "quest": _Line("#c8903c"),
   "quest, 2 dense layers": _Line("#c8903c", ":", "s"),
   "snapkv": _Line("#b06a98"),

@@ -14,7 +14,7 @@ from experiments.tables.acceptance import AT, CASES, KINDS
 from experiments.tables.table import NOT_MEASURED, Table
 
 REFRESH = (1, 2, 4, 8, 16)
-NAMES = ("specattn", "specattn, tuned", "pillar")
+NAMES = ("specattn", "specattn, tuned", "pillar", "pillar, tuned")
 
 
 def check(folder: Path, *, quick: bool) -> None:
@@ -54,8 +54,8 @@ def table(folder: Path) -> Table:
     columns=("prompts and rule", *(f"{n} round{'s' * (n > 1)}" for n in REFRESH)),
     rows=tuple(_row(found, kind, name) for kind in KINDS for name in NAMES),
     notes=(
-      f"At a budget of {float(AT):.0%}. What was accepted since a selection was made is in the tail,"
-      " which pillar charges to the budget when it selects.",
+      f"At a budget of {float(AT):.0%}. What was accepted since a selection was made is in its"
+      " tail, which pillar charges to the budget when it selects.",
       acceptance.settings_text(found),
     ),
     machine=machine.sentence(some["machine"]) if some else "",
