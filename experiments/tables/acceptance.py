@@ -21,8 +21,9 @@ KINDS = ("continuation", "editing")
 BUDGETS = ("0.01", "0.02", "0.05", "0.07", "0.1", "0.2", "0.5")
 ASSESSED, AT = ("0.02", "0.05", "0.07", "0.1", "0.2"), "0.07"
 LENGTH, COUNT, TOKENS = 4096, 8, 64
-# Drafts of round n read what its first and last row did not vote for: what a head that copies byte
-# by byte read between them, and what it reads next. Spreading scores over two rounds' rows finds it.
+# A head that copies byte by byte reads one place further with each draft. The first and the last
+# row vote for two of these places; spread over two rounds' rows, their scores find those between
+# them and those that the next drafts will want.
 TUNED = "smoothing=15,recent=32"
 # Cases by their names in tables and pictures.
 CASES = {
@@ -118,8 +119,8 @@ def table(folder: Path) -> Table:
     notes=(
       "Acceptance length: the drafts that stand and one token more. Each rule as its authors have"
       f" it, but for quest, whose two dense layers are half of this model; tuned: {TUNED}, chosen"
-      " for specattn on editing prompts at 2%, 7% and 20%. The tail behind the candidates is charged"
-      " to the budget by pillar alone.",
+      " for specattn on editing prompts at 2%, 7% and 20%. Of all, pillar alone charges the tail"
+      " behind its candidates to the budget.",
       *(
         f"{kind}: {name} {verdict(found[kind]['rows'], CASES[name])}"
         for kind in KINDS
