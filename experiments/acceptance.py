@@ -85,7 +85,10 @@ def check() -> Plan:
 def case(words: str, length: int) -> Case:
   """`selector,flag=value,...` as what there is to decode; raises ValueError with one sentence."""
   name, *settings = words.split(",")
-  given = dict(setting.partition("=")[::2] for setting in settings)
+  given: dict[str, str] = {}
+  for setting in settings:
+    key, _, value = setting.partition("=")
+    given[key] = value
   if name == decoding_flags.AUTOREGRESSIVE:
     raise ValueError(f"--case={words} drafts nothing: name a selector.")
   known = [flag.name for flag in decoding_flags.OF_A_CASE]

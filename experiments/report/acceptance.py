@@ -54,9 +54,9 @@ def lengths(path: Path, kinds: dict[str, Curves]) -> None:
 
 def positions(path: Path, kinds: dict[str, dict[str, list[float]]]) -> None:
   """Share of rounds in which each draft stood, a panel for each kind of prompt."""
-  numbered = {
-    kind: {name: list(enumerate(shares, start=1)) for name, shares in rules.items()}
-    for kind, rules in kinds.items()
+  number = lambda shares: [(float(i), share) for i, share in enumerate(shares, start=1)]
+  numbered: dict[str, Curves] = {
+    kind: {name: number(shares) for name, shares in rules.items()} for kind, rules in kinds.items()
   }
   finish = lambda axes: axes.set_xlabel("draft")
   _panels(path, numbered, "share of rounds in which it stood", finish, bottom=0)
