@@ -83,6 +83,8 @@ SETTINGS = (
     "prompt_rows", None, "The prompt's last rows that vote for the first selection.", 1, _MOST_ROWS
   ),
 )
+# What may differ between runs that are to decode the same texts.
+OF_A_CASE = (KV_BUDGET, KV_FLOOR, DRAFT_LENGTH, RECENT, *SETTINGS)
 
 
 def method() -> Method:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments.tables import (
+  acceptance,
   bandwidth,
   commits,
   conformance,
@@ -15,6 +16,7 @@ from experiments.tables import (
   orders,
   peers,
   ssd,
+  staleness,
   training,
   transports,
 )
@@ -32,6 +34,8 @@ TABLES: dict[str, Callable[[Path], Table]] = {
   "memory": memory.table,
   "transports": transports.table,
   "commits": commits.table,
+  "acceptance": acceptance.table,
+  "staleness": staleness.table,
   "peers": peers.table,
 }
 
@@ -53,6 +57,8 @@ MEASUREMENTS = {
   "memory": Measurement(memory.check, memory.measure),
   "transports": Measurement(transports.check, transports.measure),
   "commits": Measurement(commits.check, commits.measure),
+  "acceptance": Measurement(acceptance.check, acceptance.measure),
+  "staleness": Measurement(staleness.check, staleness.measure),
 }
 
 # What measures the other tables, which need a GPU, other environments or their own process.

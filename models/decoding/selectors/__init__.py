@@ -13,7 +13,7 @@ from models.decoding.selectors.base import (
   Selection,
   Selector,
 )
-from models.decoding.selectors.budget import Budget
+from models.decoding.selectors.budget import Budget, Ladder
 from models.decoding.selectors.drawn import Random
 from models.decoding.selectors.full import Full
 from models.decoding.selectors.oracle import Oracle
@@ -93,6 +93,7 @@ __all__ = [
   "Budget",
   "Full",
   "InLayerSelector",
+  "Ladder",
   "Observation",
   "Oracle",
   "Quest",

@@ -53,3 +53,25 @@ class Budget:
 
   def __str__(self) -> str:
     return str(self.tokens) if self.ratio is None else f"{float(self.ratio):g}, floor {self.floor}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Ladder(Budget):
+  """Budgets of a batch's sequences, in turn: sequence i has `rungs[i % len(rungs)]`.
+
+  Selections have room for the largest, so one compiled program serves all of them.
+  """
+
+  ratio: fractions.Fraction | None = None
+  rungs: tuple[Budget, ...] = ()
+
+  def of(self, lengths: Lengths) -> Lengths:
+    each = jnp.stack([rung.of(lengths) for rung in self.rungs])
+    sequence = jnp.arange(lengths.shape[0])
+    return each[sequence % len(self.rungs), sequence]
+
+  def at(self, length: int) -> int:
+    return max(rung.at(length) for rung in self.rungs)
+
+  def __str__(self) -> str:
+    return "; ".join(map(str, self.rungs))

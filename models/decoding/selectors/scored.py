@@ -44,8 +44,8 @@ class Scored(RoundSettings):
     decay: what a verification leaves of the mass before it: 0 forgets, 1 accumulates.
     sink: tokens at the start that are always selected, within the budget.
     recent: the same of the candidates' end; a share of the budget if it is a float.
-    smoothing, smoothing_kind: tokens of a pool, `mean` or `max`, over which a score is spread
-      before the top is taken; 1 spreads nothing.
+    smoothing, smoothing_kind: entries (pages) of a pool, `mean` or `max`, over which a score is
+      spread before the top is taken; 1 spreads nothing.
     charge_tail: whether what the first draft sees behind the candidates counts towards the budget.
     coverage: share of the measured mass at which a layer has enough; the budget is then its cap.
     prompt_rows: rows at the prompt's end that vote for the first selection.
