@@ -1,6 +1,7 @@
 """The loss of a model that is whole in memory, as one function to differentiate."""
 
 import jax
+import jax.numpy as jnp
 
 from models.transformer import Parameters, Transformer
 from offload.feed import Batch
@@ -13,9 +14,10 @@ def whole_loss(
 
   With `recompute` a block's activations are not kept: its backward pass computes them again.
   """
-  context = model.context(batch.positions, None)
+  inputs, targets, positions = map(jnp.asarray, (batch.inputs, batch.targets, batch.positions))
+  context = model.context(positions, None)
   block = jax.checkpoint(model.block) if recompute else model.block
-  x = model.embed(parameters["resident"], batch.inputs, context)
+  x = model.embed(parameters["resident"], inputs, context)
   for unit in parameters["units"]:
     x = block(unit, x, context)
-  return model.loss(parameters["resident"], x, batch.targets, context)
+  return model.loss(parameters["resident"], x, targets, context)
