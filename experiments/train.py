@@ -23,7 +23,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from experiments import data, program, train_report
+from experiments import data, machine, program, train_report
 from experiments.run_log import SUMMARY_FILE, RunLog, check_workdir, first_lines, read_metrics
 from experiments.stopping import Stop, failures
 from models.config import PRESETS
@@ -32,6 +32,7 @@ from models.weights import checkpoint
 from offload import manifest, optimizers, snapshot
 from offload.block_files import sync_folders, sync_tree
 from offload.budget import budgets
+from offload.buffers import recycle_freed
 from offload.checksums import Corrupt
 from offload.feed import Batch
 from offload.layout import Layout
@@ -160,8 +161,11 @@ class Plan:
     return Batch(*pair, np.tile(np.arange(length, dtype=np.int32), (size, 1)))
 
 
-def check() -> Plan:
-  """Refuses mistakes in the flags, and places the run under its budgets."""
+def check(owner: str = "train") -> Plan:
+  """Refuses mistakes in the flags, and places the run under its budgets.
+
+  `owner` is the program that the work folder is to belong to.
+  """
   config = PRESETS[FLAGS.model]
   if config.context < FLAGS.sequence_length:
     raise ValueError(
@@ -182,7 +186,7 @@ def check() -> Plan:
   work = with_whole_step(schedule, work)
   if not math.isfinite(FLAGS.learning_rate + FLAGS.weight_decay):
     raise ValueError("--learning_rate and --weight_decay must be finite numbers.")
-  workdir, store, commits = _folders()
+  workdir, store, commits = _folders(owner)
   corpus = data.load_corpus(FLAGS.data)
   for part in (corpus.train, corpus.heldout):
     data.check_length(part, FLAGS.sequence_length)
@@ -223,9 +227,10 @@ def main(plan: Plan) -> None:
     run.start()
   with failures(run.advice):
     profile = run.streamer.probe()
-    cpu_seconds = time.process_time()
+    cpu_seconds, moved = time.process_time(), machine.block_io()
     result = run.train()
     cpu_seconds = time.process_time() - cpu_seconds
+    moved = {link: count - moved[link] for link, count in machine.block_io().items()}
     bits = _heldout_bits(plan, run.streamer)
     if FLAGS.save_model:
       _save(plan, run.streamer)
@@ -234,7 +239,7 @@ def main(plan: Plan) -> None:
     lines = read_metrics(plan.workdir)
     summary |= {"losses": [line["loss"] for line in lines]}
     summary |= {"skipped_steps": sum(line["skipped"] for line in lines)}
-    summary |= {"resumed_at": plan.done, "commits": run.commits}
+    summary |= {"resumed_at": plan.done, "commits": run.commits, "block_io": moved}
     summary["heldout_bits_per_byte"] = bits
     summary["bigram_bits_per_byte"] = bigram_bits
     if result.losses:  # a run killed at its very end has nothing left to train
@@ -317,7 +322,7 @@ def _configuration() -> dict[str, Any]:
   return {name: FLAGS[name].value for name in _CONFIGURATION}
 
 
-def _folders() -> tuple[pathlib.Path, pathlib.Path, list[Commit]]:
+def _folders(owner: str) -> tuple[pathlib.Path, pathlib.Path, list[Commit]]:
   """The work folder and the store's, and the commits that it holds; a dry run leaves both alone,
   so they may be anything."""
   workdir = pathlib.Path(program.workdir())
@@ -326,7 +331,7 @@ def _folders() -> tuple[pathlib.Path, pathlib.Path, list[Commit]]:
     return workdir, store, []
   if workdir.absolute().is_relative_to(store.absolute()):
     raise ValueError(f"--store={store} holds --workdir={workdir}: name a folder of its own.")
-  check_workdir(workdir, "train")
+  check_workdir(workdir, owner)
   advice = f"Nothing was trained on it: restore the file, or remove {store} to begin anew."
   with failures(lambda error: advice):
     found = manifest.check(store, _configuration())
@@ -430,4 +435,5 @@ def _save(plan: Plan, streamer: Streamer) -> None:
 
 
 if __name__ == "__main__":
+  recycle_freed()
   program.run(main, check)

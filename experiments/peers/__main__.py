@@ -5,9 +5,14 @@
 
 Each run is a process of its own; the systems take turns, round by round, so that a machine's moods
 cancel. Everything big (weights, swap files) goes to a folder under --scratch that is removed again.
+
+Each case (a model with a number of micro-batches) leaves `<model>.<micro-batches>.json` in the work
+folder as soon as it is measured. The table has all the cases that lie there, so that they may be
+measured one command at a time; a case that is measured again replaces what it was.
 """
 
 import functools
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -34,7 +39,10 @@ _DATA = flags.DEFINE_string(
   "data", "stdlib", "Text to train on: stdlib, a folder, or a token file."
 )
 _BUDGET = program.DEFINE_size(
-  "host_memory_budget", None, "Ours (as much as ZeRO-Infinity's own buffers take)."
+  "host_memory_budget", None, "Ours (as much as ZeRO-Infinity's swap buffers take)."
+)
+_DEVICE_BUDGET = program.DEFINE_size(
+  "device_memory_budget", None, "Ours (what ZeRO-Infinity holds beside its swap buffers)."
 )
 _SCRATCH = flags.DEFINE_string("scratch", None, "Folder on the disk to compare on (the workdir).")
 _PYTHON = flags.DEFINE_string(
@@ -89,6 +97,9 @@ def compare(job: jobs.Job, corpus: data.Corpus, log: run_log.RunLog) -> dict[str
     job.config, micro_batch_size=job.micro_batch_size, micro_batches=job.micro_batches
   )
   budget = _BUDGET.value or zero_infinity.buffer_bytes(job.config)
+  device_budget = _DEVICE_BUDGET.value or zero_infinity.device_bytes(
+    job.config, micro_batch_size=job.micro_batch_size, sequence_length=job.sequence_length
+  )
   results: dict[str, list] = {name: [] for name in _SYSTEMS.value}
   with tempfile.TemporaryDirectory(prefix="peers-", dir=_SCRATCH.value or log.workdir) as scratch:
     folder = Path(scratch) / "job"
@@ -97,7 +108,7 @@ def compare(job: jobs.Job, corpus: data.Corpus, log: run_log.RunLog) -> dict[str
       for name in _turn(_SYSTEMS.value, number):
         own = Path(scratch) / name
         own.mkdir()
-        place = systems.Place(folder, own, budget, _python())
+        place = systems.Place(folder, own, budget, device_budget, _python())
         result = systems.run(systems.SYSTEMS[name], job, place)
         shutil.rmtree(own)
         results[name].append(result)
@@ -108,10 +119,23 @@ def compare(job: jobs.Job, corpus: data.Corpus, log: run_log.RunLog) -> dict[str
     "parameters": job.parameters,
     "micro_batches": job.micro_batches,
     "tokens": job.micro_batches * job.micro_batch_size * job.sequence_length,
+    "micro_batch_size": job.micro_batch_size,
+    "sequence_length": job.sequence_length,
     "host_memory_budget": budget,
+    "device_memory_budget": device_budget,
     "deepspeed": configuration,
     "results": results,
   }
+
+
+def _case_files(folder: Path) -> list[Path]:
+  """Those of all cases measured so far, in the order of presets, then of micro-batches."""
+  return [folder / f"{model}.{n}.json" for model in PRESETS for n in _counts(folder, model)]
+
+
+def _counts(folder: Path, model: str) -> list[int]:
+  names = (path.name.removeprefix(f"{model}.") for path in folder.glob(f"{model}.*.json"))
+  return sorted(int(name.removesuffix(".json")) for name in names)
 
 
 def _turn(names: list[str], number: int) -> list[str]:
@@ -123,10 +147,11 @@ def _turn(names: list[str], number: int) -> list[str]:
 def main(checked: tuple[list[jobs.Job], data.Corpus]) -> None:
   todo, corpus = checked
   log = run_log.RunLog.start(program.workdir(), program.name())
-  cases = []
   for job in todo:
     print(f"{job.model}, {job.micro_batches} micro-batches of {_MICRO_BATCH_SIZE.value} sequences")
-    cases.append(compare(job, corpus, log))
+    file = log.workdir / f"{job.model}.{job.micro_batches}.json"
+    run_log.write_json(file, compare(job, corpus, log))
+  cases = [json.loads(file.read_text()) for file in _case_files(log.workdir)]
   summary = {"cases": cases, "not_switched_on": zero_infinity.NOT_SWITCHED_ON}
   log.finish(summary, f"{len(cases)} comparisons")
   print(peers.of_summary(run_log.read_summary(log.workdir)).markdown())

@@ -19,6 +19,7 @@ import optax
 from experiments import program, train
 from experiments.run_log import RunLog
 from models.transformer import Transformer
+from offload.buffers import recycle_freed
 from offload.update import Optimizer
 
 Tree = Any
@@ -76,8 +77,9 @@ def check() -> train.Plan:
   """As train's; only float32 is the truth of its own parameters."""
   if train.FLAGS.parameter_dtype != "float32":
     raise ValueError(f"--parameter_dtype={train.FLAGS.parameter_dtype}: here it must be float32.")
-  return train.check()
+  return train.check("peers.whole_program")
 
 
 if __name__ == "__main__":
+  recycle_freed()
   program.run(main, check)
