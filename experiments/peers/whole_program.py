@@ -23,10 +23,11 @@ from offload.buffers import recycle_freed
 from offload.update import Optimizer
 
 Tree = Any
+_NAME = "peers.whole_program"
 
 
 def main(plan: train.Plan) -> None:
-  log = RunLog.start(plan.workdir, "peers.whole_program")
+  log = RunLog.start(plan.workdir, _NAME)
   model, key = plan.model, jax.random.key(plan.settings.seed)
   transformation = _transformation(plan.settings.optimizer)
   parameters = jax.jit(model.init)(key)
@@ -77,7 +78,7 @@ def check() -> train.Plan:
   """As train's; only float32 is the truth of its own parameters."""
   if train.FLAGS.parameter_dtype != "float32":
     raise ValueError(f"--parameter_dtype={train.FLAGS.parameter_dtype}: here it must be float32.")
-  return train.check("peers.whole_program")
+  return train.check(_NAME)
 
 
 if __name__ == "__main__":
