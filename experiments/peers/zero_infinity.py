@@ -11,6 +11,7 @@ from models.config import ModelConfig
 # What could not be switched on, or did not help, on the CPU accelerator; the table repeats it.
 NOT_SWITCHED_ON = (
   "read-ahead of parameters (it asserts: swap buffer already assigned, or not enough buffers)",
+  "copies beside computations (its CPU accelerator has no streams)",
 )
 
 _ALIGNMENT = 1024  # elements: DeepSpeed's direct I/O wants multiples of 1,024 bytes
