@@ -8,11 +8,11 @@ cancel. Everything big (weights, swap files) goes to a folder under --scratch th
 
 Each case (a model with a number of micro-batches) leaves `<model>.<micro-batches>.json` in the work
 folder as soon as it is measured. The table has all the cases that lie there, so that they may be
-measured one command at a time; a case that is measured again replaces what it was.
+measured one command at a time, and with --systems one system at a time: a case that is measured
+again with the same settings keeps the results of the systems that are not run again.
 """
 
 import functools
-import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -21,8 +21,8 @@ from typing import Any
 from absl import flags
 
 from experiments import data, program, run_log
+from experiments.peers import cases, systems, zero_infinity
 from experiments.peers import job as jobs
-from experiments.peers import systems, zero_infinity
 from experiments.tables import peers
 from models.config import PRESETS
 
@@ -121,21 +121,12 @@ def compare(job: jobs.Job, corpus: data.Corpus, log: run_log.RunLog) -> dict[str
     "tokens": job.micro_batches * job.micro_batch_size * job.sequence_length,
     "micro_batch_size": job.micro_batch_size,
     "sequence_length": job.sequence_length,
+    "iterations": job.iterations,
     "host_memory_budget": budget,
     "device_memory_budget": device_budget,
     "deepspeed": configuration,
     "results": results,
   }
-
-
-def _case_files(folder: Path) -> list[Path]:
-  """Those of all cases measured so far, in the order of presets, then of micro-batches."""
-  return [folder / f"{model}.{n}.json" for model in PRESETS for n in _counts(folder, model)]
-
-
-def _counts(folder: Path, model: str) -> list[int]:
-  names = (path.name.removeprefix(f"{model}.") for path in folder.glob(f"{model}.*.json"))
-  return sorted(int(name.removesuffix(".json")) for name in names)
 
 
 def _turn(names: list[str], number: int) -> list[str]:
@@ -149,11 +140,10 @@ def main(checked: tuple[list[jobs.Job], data.Corpus]) -> None:
   log = run_log.RunLog.start(program.workdir(), program.name())
   for job in todo:
     print(f"{job.model}, {job.micro_batches} micro-batches of {_MICRO_BATCH_SIZE.value} sequences")
-    file = log.workdir / f"{job.model}.{job.micro_batches}.json"
-    run_log.write_json(file, compare(job, corpus, log))
-  cases = [json.loads(file.read_text()) for file in _case_files(log.workdir)]
-  summary = {"cases": cases, "not_switched_on": zero_infinity.NOT_SWITCHED_ON}
-  log.finish(summary, f"{len(cases)} comparisons")
+    cases.keep(compare(job, corpus, log), log.workdir)
+  found = cases.read_all(log.workdir)
+  summary = {"cases": found, "not_switched_on": zero_infinity.NOT_SWITCHED_ON}
+  log.finish(summary, f"{len(found)} comparisons")
   print(peers.of_summary(run_log.read_summary(log.workdir)).markdown())
 
 
