@@ -36,6 +36,17 @@ def sentence(machine: dict[str, Any]) -> str:
   )
 
 
+def block_io() -> dict[str, int]:
+  """Bytes that this process has read from and written to block devices so far, as the system
+  counts them; empty where it does not (only Linux does)."""
+  try:
+    with open("/proc/self/io") as file:
+      counts = dict(line.split(": ") for line in file.read().splitlines())
+  except OSError:
+    return {}
+  return {"ssd_read": int(counts["read_bytes"]), "ssd_written": int(counts["write_bytes"])}
+
+
 def _cpu() -> str:
   try:
     with open("/proc/cpuinfo") as file:

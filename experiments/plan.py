@@ -24,6 +24,7 @@ from experiments.run_log import RunLog, check_workdir
 from models.config import PRESETS, ModelConfig
 from models.transformer import Transformer
 from offload import optimizers
+from offload.buffers import recycle_freed
 from offload.layout import Layout
 from offload.programs import Shape
 from offload.sizes import sizes_of
@@ -306,4 +307,5 @@ def _dtype() -> Any:
 
 
 if __name__ == "__main__":
+  recycle_freed()
   program.run(main, check)

@@ -14,13 +14,14 @@ from typing import Any
 
 from absl import flags
 
-from experiments import data, program, train_report, training_flags
+from experiments import data, machine, program, train_report, training_flags
 from experiments.run_log import RunLog, read_metrics
 from experiments.stopping import failures
 from experiments.train_check import Plan, check, place_beside
 from experiments.train_run import Run
 from models.weights import checkpoint
 from offload.block_files import sync_folders, sync_tree
+from offload.buffers import recycle_freed
 from offload.programs import Programs
 from offload.store import Store
 from offload.streamer import Streamer
@@ -55,9 +56,10 @@ def main(plan: Plan) -> None:
 def _train(plan: Plan, run: Run, device_bytes: int) -> dict[str, Any]:
   """Trains, and leaves everything but the summary, which it returns."""
   profile = run.streamer.probe()
-  cpu_seconds = time.process_time()
+  cpu_seconds, before = time.process_time(), machine.block_io()
   result = run.train()
   cpu_seconds = time.process_time() - cpu_seconds
+  block_io = {link: count - before[link] for link, count in machine.block_io().items()}
   bits = _heldout_bits(plan, run.streamer)
   if FLAGS.save_model:
     _save(plan, run.streamer)
@@ -67,6 +69,7 @@ def _train(plan: Plan, run: Run, device_bytes: int) -> dict[str, Any]:
   summary |= {
     "losses": [line["loss"] for line in lines],
     "skipped_steps": sum(line["skipped"] for line in lines),
+    "block_io": block_io,
     "resumed_at": plan.done,
     "commits": run.commits,
     "heldout_bits_per_byte": bits,
@@ -106,4 +109,5 @@ def _save(plan: Plan, streamer: Streamer) -> None:
 
 
 if __name__ == "__main__":
+  recycle_freed()
   program.run(main, check)

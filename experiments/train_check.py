@@ -84,8 +84,11 @@ class Plan:
     return Batch(*pair, np.tile(np.arange(length, dtype=np.int32), (size, 1)))
 
 
-def check() -> Plan:
-  """Refuses mistakes in the flags, and places the run under its budgets."""
+def check(owner: str = "train") -> Plan:
+  """Refuses mistakes in the flags, and places the run under its budgets.
+
+  `owner` is the program whose runs the work folder may hold.
+  """
   config = PRESETS[FLAGS.model]
   _check_lengths(config)
   model = Transformer(config, jnp.dtype(FLAGS.parameter_dtype))
@@ -93,7 +96,7 @@ def check() -> Plan:
   if not math.isfinite(FLAGS.learning_rate + FLAGS.weight_decay):
     raise ValueError("--learning_rate and --weight_decay must be finite numbers.")
   corpus = _corpus(config)
-  workdir, store, commits = _folders(corpus)
+  workdir, store, commits = _folders(owner, corpus)
   optimizer = training_flags.optimizer()
   shape = Shape(FLAGS.micro_batch_size, FLAGS.sequence_length)
   sizes = sizes_of(model, layout, shape, len(Updater(optimizer, model.dtype).names))
@@ -159,7 +162,7 @@ def _corpus(config: ModelConfig) -> data.Corpus:
   return corpus
 
 
-def _folders(corpus: data.Corpus) -> tuple[pathlib.Path, pathlib.Path, list[Commit]]:
+def _folders(owner: str, corpus: data.Corpus) -> tuple[pathlib.Path, pathlib.Path, list[Commit]]:
   """The work folder and the store's, and the commits that it holds; a dry run leaves both alone,
   so they may be anything."""
   workdir = pathlib.Path(program.workdir())
@@ -168,7 +171,7 @@ def _folders(corpus: data.Corpus) -> tuple[pathlib.Path, pathlib.Path, list[Comm
     return workdir, store, []
   if workdir.absolute().is_relative_to(store.absolute()):
     raise ValueError(f"--store={store} holds --workdir={workdir}: name a folder of its own.")
-  check_workdir(workdir, "train")
+  check_workdir(workdir, owner)
   advice = f"Nothing was trained on it: restore the file, or remove {store} to begin anew."
   with failures(lambda error: advice):
     found = manifest.check(store, training_flags.configuration(corpus))

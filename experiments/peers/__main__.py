@@ -5,6 +5,11 @@
 
 Each run is a process of its own; the systems take turns, round by round, so that a machine's moods
 cancel. Everything big (weights, swap files) goes to a folder under --scratch that is removed again.
+
+Each case (a model with a number of micro-batches) leaves `<model>.<micro-batches>.json` in the work
+folder as soon as it is measured. The table has all the cases that lie there, so that they may be
+measured one command at a time, and with --systems one system at a time: a case that is measured
+again with the same settings keeps the results of the systems that are not run again.
 """
 
 import functools
@@ -16,8 +21,8 @@ from typing import Any
 from absl import flags
 
 from experiments import data, program, run_log
+from experiments.peers import cases, systems, zero_infinity
 from experiments.peers import job as jobs
-from experiments.peers import systems, zero_infinity
 from experiments.tables import peers
 from models.config import PRESETS
 
@@ -34,7 +39,10 @@ _DATA = flags.DEFINE_string(
   "data", "stdlib", "Text to train on: stdlib, a folder, or a token file."
 )
 _BUDGET = program.DEFINE_size(
-  "host_memory_budget", None, "Ours (as much as ZeRO-Infinity's own buffers take)."
+  "host_memory_budget", None, "Ours (as much as ZeRO-Infinity's swap buffers take)."
+)
+_DEVICE_BUDGET = program.DEFINE_size(
+  "device_memory_budget", None, "Ours (what ZeRO-Infinity holds beside its swap buffers)."
 )
 _SCRATCH = flags.DEFINE_string("scratch", None, "Folder on the disk to compare on (the workdir).")
 _PYTHON = flags.DEFINE_string(
@@ -89,6 +97,9 @@ def compare(job: jobs.Job, corpus: data.Corpus, log: run_log.RunLog) -> dict[str
     job.config, micro_batch_size=job.micro_batch_size, micro_batches=job.micro_batches
   )
   budget = _BUDGET.value or zero_infinity.buffer_bytes(job.config)
+  device_budget = _DEVICE_BUDGET.value or zero_infinity.device_bytes(
+    job.config, micro_batch_size=job.micro_batch_size, sequence_length=job.sequence_length
+  )
   results: dict[str, list] = {name: [] for name in _SYSTEMS.value}
   with tempfile.TemporaryDirectory(prefix="peers-", dir=_SCRATCH.value or log.workdir) as scratch:
     folder = Path(scratch) / "job"
@@ -97,7 +108,7 @@ def compare(job: jobs.Job, corpus: data.Corpus, log: run_log.RunLog) -> dict[str
       for name in _turn(_SYSTEMS.value, number):
         own = Path(scratch) / name
         own.mkdir()
-        place = systems.Place(folder, own, budget, _python())
+        place = systems.Place(folder, own, budget, device_budget, _python())
         result = systems.run(systems.SYSTEMS[name], job, place)
         shutil.rmtree(own)
         results[name].append(result)
@@ -108,7 +119,11 @@ def compare(job: jobs.Job, corpus: data.Corpus, log: run_log.RunLog) -> dict[str
     "parameters": job.parameters,
     "micro_batches": job.micro_batches,
     "tokens": job.micro_batches * job.micro_batch_size * job.sequence_length,
+    "micro_batch_size": job.micro_batch_size,
+    "sequence_length": job.sequence_length,
+    "iterations": job.iterations,
     "host_memory_budget": budget,
+    "device_memory_budget": device_budget,
     "deepspeed": configuration,
     "results": results,
   }
@@ -123,12 +138,12 @@ def _turn(names: list[str], number: int) -> list[str]:
 def main(checked: tuple[list[jobs.Job], data.Corpus]) -> None:
   todo, corpus = checked
   log = run_log.RunLog.start(program.workdir(), program.name())
-  cases = []
   for job in todo:
     print(f"{job.model}, {job.micro_batches} micro-batches of {_MICRO_BATCH_SIZE.value} sequences")
-    cases.append(compare(job, corpus, log))
-  summary = {"cases": cases, "not_switched_on": zero_infinity.NOT_SWITCHED_ON}
-  log.finish(summary, f"{len(cases)} comparisons")
+    cases.keep(compare(job, corpus, log), log.workdir)
+  found = cases.read_all(log.workdir)
+  summary = {"cases": found, "not_switched_on": zero_infinity.NOT_SWITCHED_ON}
+  log.finish(summary, f"{len(found)} comparisons")
   print(peers.of_summary(run_log.read_summary(log.workdir)).markdown())
 
 

@@ -20,13 +20,15 @@ from experiments import program, train
 from experiments.run_log import RunLog
 from experiments.whole_loss import whole_loss
 from models.transformer import Transformer
+from offload.buffers import recycle_freed
 from offload.update import Optimizer
 
 Tree = Any
+_NAME = "peers.whole_program"
 
 
 def main(plan: train.Plan) -> None:
-  log = RunLog.start(plan.workdir, "peers.whole_program")
+  log = RunLog.start(plan.workdir, _NAME)
   model, key = plan.model, jax.random.key(plan.settings.seed)
   transformation = _transformation(plan.settings.optimizer)
   parameters = jax.jit(model.init)(key)
@@ -73,8 +75,9 @@ def check() -> train.Plan:
   """As train's; only float32 is the truth of its own parameters."""
   if train.FLAGS.parameter_dtype != "float32":
     raise ValueError(f"--parameter_dtype={train.FLAGS.parameter_dtype}: here it must be float32.")
-  return train.check()
+  return train.check(_NAME)
 
 
 if __name__ == "__main__":
+  recycle_freed()
   program.run(main, check)

@@ -11,6 +11,7 @@ from models.config import ModelConfig
 # What could not be switched on, or did not help, on the CPU accelerator; the table repeats it.
 NOT_SWITCHED_ON = (
   "read-ahead of parameters (it asserts: swap buffer already assigned, or not enough buffers)",
+  "copies beside computations (its CPU accelerator has no streams)",
 )
 
 _ALIGNMENT = 1024  # elements: DeepSpeed's direct I/O wants multiples of 1,024 bytes
@@ -23,7 +24,7 @@ def configuration(
   config: ModelConfig, *, micro_batch_size: int, micro_batches: int
 ) -> dict[str, Any]:
   """The dict that deepspeed.initialize takes, but for where its swap files go (`nvme_path`)."""
-  unit = config.block_parameters
+  unit = config.block_parameters  # elements, as everything below but buffers of direct I/O
   return {
     "train_micro_batch_size_per_gpu": micro_batch_size,
     "gradient_accumulation_steps": micro_batches,
@@ -56,6 +57,19 @@ def buffer_bytes(config: ModelConfig) -> int:
   """Host memory of its swap buffers alone, in bytes: ours is given as much."""
   optimizer = _OPTIMIZER_BUFFERS * (config.block_parameters + _ALIGNMENT)
   return _FLOAT32 * (_PARAMETER_BUFFERS * _largest(config) + optimizer)
+
+
+def device_bytes(config: ModelConfig, *, micro_batch_size: int, sequence_length: int) -> int:
+  """What it holds beside the swap buffers, in bytes: all gradients, the units in use, a
+  micro-batch's boundaries.
+
+  Ours is given as much for its device, and room for what it keeps there while ZeRO-Infinity streams
+  it: embedding and head, their moments and gradients.
+  """
+  boundary = micro_batch_size * sequence_length * config.width
+  gradients = config.layers * config.block_parameters + config.resident_parameters
+  resident = 5 * config.resident_parameters
+  return _FLOAT32 * (gradients + 2 * config.block_parameters + config.layers * boundary + resident)
 
 
 def _largest(config: ModelConfig) -> int:

@@ -138,7 +138,7 @@ def _run(folder: Path, run: Run, environment: dict[str, str]) -> None:
   with open(output, "w") as file:
     process = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, env=environment)
     try:
-      peak = max(_resident_peaks(process), default=0)
+      peak = max(resident_peaks(process), default=0)
     finally:
       process.kill()
       process.wait()
@@ -150,7 +150,7 @@ def _run(folder: Path, run: Run, environment: dict[str, str]) -> None:
   run_log.write_json(folder / OUTSIDE_FILE, {"peak_resident_bytes": peak})
 
 
-def _resident_peaks(process: subprocess.Popen) -> Iterator[int]:
+def resident_peaks(process: subprocess.Popen) -> Iterator[int]:
   """What the system says of the most memory that a process had, as long as it lives."""
   while process.poll() is None:
     try:

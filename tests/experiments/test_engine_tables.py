@@ -78,7 +78,11 @@ def test_one_program_in_memory_trains_alike(tmp_path):
   found = runs.read(tmp_path / "own")
   losses = [found[name][0]["losses"] for name in ("train", "whole")]
   assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+  assert found["train"][0]["block_io"].keys() <= {"ssd_read", "ssd_written"}
   assert losses[0][0] > losses[0][-1]
+  command = [sys.executable, "-m", "experiments.peers.whole_program", *small]
+  again = subprocess.run([*command, f"--workdir={tmp_path / 'own' / 'whole.0'}"])
+  assert again.returncode == 0  # its own folder is no stranger's
 
 
 def test_the_resident_set_stays_within_the_budgets(tmp_path):

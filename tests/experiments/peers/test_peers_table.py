@@ -13,6 +13,7 @@ def _run(seconds, losses=(5.0, 4.0, 3.5), **more):
     "losses": list(losses),
     "seconds_per_iteration": [99.0, seconds, seconds],
     "bytes_per_iteration": moved,
+    "peak_resident_bytes": 5e8,
     **more,
   }
 
