@@ -99,20 +99,25 @@ def run(system: System, job: Job, place: Place) -> dict[str, Any]:
   A run that fails gives {"failed": its last line} in place of a result: a peer that breaks on this
   machine must not hide what the others do.
   """
-  log = place.scratch / "output.txt"
+  failed = failure(system.command(job, place), place.scratch / "output.txt")
+  return {"failed": failed} if failed else system.read(place.scratch)
+
+
+def failure(command: list[str], log: Path) -> str | None:
+  """Runs a command to its end, its output in `log`; None, or the last line of one that failed."""
   with open(log, "w") as out:
-    process = subprocess.Popen(system.command(job, place), stdout=out, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
     try:
       code = process.wait(timeout=_LONGEST)
     except subprocess.TimeoutExpired:
-      return {"failed": f"no end after {_LONGEST} s"}
+      return f"no end after {_LONGEST} s"
     finally:
       process.kill()
       process.wait()
-  if code:
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return {"failed": lines[-1].strip() if lines else f"exit code {code}"}
-  return system.read(place.scratch)
+  if not code:
+    return None
+  lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+  return lines[-1].strip() if lines else f"exit code {code}"
 
 
 def default_python() -> str:

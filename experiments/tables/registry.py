@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments.tables import (
+  assisted,
   bandwidth,
   commits,
   conformance,
@@ -33,6 +34,7 @@ TABLES: dict[str, Callable[[Path], Table]] = {
   "transports": transports.table,
   "commits": commits.table,
   "peers": peers.table,
+  "assisted": assisted.table,
 }
 
 
@@ -61,4 +63,5 @@ COMMANDS = {
   "bandwidth": "python -m experiments.gpu_check.bandwidth --workdir={runs}/bandwidth",
   "conformance": ("python -m experiments.gpu_check.conformance --workdir={runs}/conformance_xla"),
   "peers": "scripts/peers/zero_infinity --workdir={runs}/peers",
+  "assisted": "scripts/peers/transformers --workdir={runs}/assisted",
 }
