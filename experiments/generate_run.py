@@ -110,4 +110,4 @@ def benchmark(
 
 
 def _phases(generator: Generator, request: Request, state: LoopState) -> dict[str, float]:
-  return time_phases(generator, state) if request.phases else {}
+  return time_phases(generator, state)[0] if request.phases else {}

@@ -16,6 +16,7 @@ from experiments.tables import (
   orders,
   peers,
   ssd,
+  throughput,
   training,
   transports,
 )
@@ -34,6 +35,7 @@ TABLES: dict[str, Callable[[Path], Table]] = {
   "transports": transports.table,
   "commits": commits.table,
   "peers": peers.table,
+  "throughput": throughput.table,
   "assisted": assisted.table,
 }
 
@@ -55,6 +57,7 @@ MEASUREMENTS = {
   "memory": Measurement(memory.check, memory.measure),
   "transports": Measurement(transports.check, transports.measure),
   "commits": Measurement(commits.check, commits.measure),
+  "throughput": Measurement(throughput.check, throughput.measure),
 }
 
 # What measures the other tables, which need a GPU, other environments or their own process.

@@ -212,6 +212,19 @@ def select_for_round(model: Transformer, method: Method, state: LoopState) -> Se
   return jax.lax.cond(due.any(), renewed, lambda: held)
 
 
+def selected_sources(
+  method: Method, state: LoopState, selection: Selection
+) -> list[drafting.Source]:
+  """What the layers' drafts attend to: copies of the selection and of the verified tail."""
+  selector = method.selector
+  assert selector is not None
+  wanted = _wanted(method, state)
+  room = drafting.tail_slots(method.draft_length, selector.page_size, method.refresh, wanted)
+  return drafting.sources_of_selection(
+    state.cache, selection, selector.dense_layers, selector.page_size, room
+  )
+
+
 def draft_round(
   model: Transformer,
   parameters: Parameters,
@@ -226,11 +239,8 @@ def draft_round(
     assert state.selecting is not None
     sources = drafting.sources_by_query(state.cache, selector, state.selecting.known, gamma)
   else:
-    assert selector is not None and selection is not None
-    room = drafting.tail_slots(gamma, selector.page_size, method.refresh, _wanted(method, state))
-    sources = drafting.sources_of_selection(
-      state.cache, selection, selector.dense_layers, selector.page_size, room
-    )
+    assert selection is not None
+    sources = selected_sources(method, state, selection)
   return draft(model, parameters, method.sampler, state.cache, sources, state.token, keys, gamma)
 
 

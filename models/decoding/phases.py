@@ -23,6 +23,7 @@ from models.decoding.loop import (
   draft_round,
   observe_round,
   select_for_round,
+  selected_sources,
   verify_and_emit,
 )
 from models.decoding.selectors.base import InLayerSelector
@@ -39,12 +40,24 @@ def _select(model, parameters, method, state, made):
   return state, select_for_round(model, method, state)
 
 
+def _gather(model, parameters, method, state, selection):
+  del model, parameters
+  sources = selected_sources(method, state, selection)
+  return state, [(source.keys, source.values) for source in sources if not source.in_cache]
+
+
 def _draft(model, parameters, method, state, selection):
   drafts = draft_round(model, parameters, method, state, selection, state.keys)
   return state._replace(cache=drafts.cache), drafts._replace(cache=None)
 
 
 def _verify(model, parameters, method, state, drafts):
+  drafts = drafts._replace(cache=state.cache)
+  state, _ = verify_and_emit(model, parameters, method, state, drafts, state.keys, None)
+  return state, None
+
+
+def _verify_and_score(model, parameters, method, state, drafts):
   drafts = drafts._replace(cache=state.cache)
   state, observation = verify_and_emit(
     model, parameters, method, state, drafts, state.keys, method.observer
@@ -99,24 +112,31 @@ def _rewound(state: LoopState, to: LoopState) -> LoopState:
   )
 
 
-def time_phases(generator: Generator, state: LoopState) -> dict[str, float]:
-  """Median seconds of `select`, `draft` (gathers, then steps) and `verify` (accepts and observes),
-  and of the fused `round`; nothing without a selector.
+def time_phases(generator: Generator, state: LoopState) -> tuple[dict[str, float], LoopState]:
+  """Median seconds of a round's phases and of the fused `round`; nothing without a selector.
 
-  `state` is donated. Its texts are overwritten: only its lengths matter.
+  `select` is the top-k, `gather` the copies, `draft` the steps over them, `verify` the full
+  attention with acceptance, `score` what the selector's masses add to it. The steps and the score
+  are differences of two programs' times.
+
+  `state` is donated, and returned. What follows a text in its cache is overwritten.
   """
   method = generator.method
   if method.selector is None:
-    return {}
+    return {}, state
   state = state._replace(emitted=jnp.zeros_like(state.emitted), ended=jnp.zeros_like(state.ended))
-  phases: dict[str, Phase] = {"select": _select, "draft": _draft, "verify": _verify}
-  if isinstance(method.selector, InLayerSelector):
-    del phases["select"]
-  seconds, made = {}, None
-  for name, phase in phases.items():
-    seconds[name], state, made = _timed(generator, phase, state, made)
-  seconds["round"], _, _ = _timed(generator, _round, state, None)
-  return seconds
+  seconds, selection = dict.fromkeys(("select", "gather", "draft", "verify", "score"), 0.0), None
+  if not isinstance(method.selector, InLayerSelector):
+    seconds["select"], state, selection = _timed(generator, _select, state, None)
+    seconds["gather"], state, _ = _timed(generator, _gather, state, selection)
+  whole, state, drafts = _timed(generator, _draft, state, selection)
+  seconds["draft"] = max(whole - seconds["gather"], 0.0)
+  seconds["verify"], state, _ = _timed(generator, _verify, state, drafts)
+  if method.observer is not None and method.observer.rows_scored(method.draft_length + 1):
+    whole, state, _ = _timed(generator, _verify_and_score, state, drafts)
+    seconds["score"] = max(whole - seconds["verify"], 0.0)
+  seconds["round"], state, _ = _timed(generator, _round, state, None)
+  return seconds, state
 
 
 def _timed(
