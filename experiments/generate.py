@@ -37,6 +37,13 @@ from pallas_kernels import choice
 from pallas_kernels.attention_with_mass.api import IMPLEMENTATIONS, attention_with_mass
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of the model's checkpoint.")
+CONTEXT = flags.DEFINE_integer(
+  "context",
+  None,
+  "Most tokens of a text, where that is not the model's own; rotary positions go on beyond it.",
+  lower_bound=1,
+  upper_bound=2**24,
+)
 MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 256, "Tokens to decode.", lower_bound=1)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Prompts decoded together.", lower_bound=1)
 REPEATS = flags.DEFINE_integer(
@@ -69,7 +76,7 @@ def check() -> Plan:
   if not CHECKPOINT.value:
     raise ValueError("Name the model's folder with --checkpoint.")
   run_log.check_workdir(program.workdir(), "generate")
-  model = checkpoint.load_model(CHECKPOINT.value)
+  model = _with_context(checkpoint.load_model(CHECKPOINT.value))
   if model.config.vocabulary != 256:
     raise ValueError(
       f"--checkpoint={CHECKPOINT.value} has a vocabulary of {model.config.vocabulary}, but prompts"
@@ -88,6 +95,18 @@ def check() -> Plan:
   asked = reference_run.asked(texts, MAX_NEW_TOKENS.value, END_TOKEN.value)
   reference = reference_run.completions(method, asked)
   return Plan(CHECKPOINT.value, model, method, request, stream, asked, reference)
+
+
+def _with_context(model: Transformer) -> Transformer:
+  """The model with the context asked for, which is no parameter's shape where positions rotate."""
+  if CONTEXT.value is None:
+    return model
+  if model.config.family == "gpt":
+    raise ValueError(
+      f"--context={CONTEXT.value}: this model learned its {model.config.context} positions and has"
+      " no others; leave it out."
+    )
+  return dataclasses.replace(model, config=dataclasses.replace(model.config, context=CONTEXT.value))
 
 
 def _slots(model: Transformer, method: Method, prompts: list[Prompt]) -> int:

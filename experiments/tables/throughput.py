@@ -152,8 +152,8 @@ def over_unscored(cell: dict[str, Any]) -> float | None:
 def _verdict(cell: dict[str, Any]) -> str:
   ratio = over_unscored(cell)
   return (
-    f"{cell['length']:,} x {cell['batch_size']}: specattn over the fastest of {', '.join(UNSCORED)}:"
-    f" {times_text(ratio)} (wanted {times_text(WANTED_OVER_UNSCORED)})."
+    f"{cell['length']:,} x {cell['batch_size']}: specattn over the fastest of"
+    f" {', '.join(UNSCORED)}: {times_text(ratio)} (wanted {times_text(WANTED_OVER_UNSCORED)})."
   )
 
 
