@@ -14,15 +14,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models.decoding.draft import Drafts
+from models.decoding.draft import Drafts, Scratch
 from models.decoding.generate import Generator
-from models.decoding.loop import (
+from models.decoding.loop import advance_rounds
+from models.decoding.method import Method
+from models.decoding.round import (
   LoopState,
-  Method,
-  advance_rounds,
   draft_round,
+  gather_anew,
   observe_round,
-  select_for_round,
+  select_anew,
   verify_and_emit,
 )
 from models.decoding.selectors.base import InLayerSelector, Selection
@@ -33,19 +34,27 @@ REPEATS = 3
 
 @functools.partial(jax.jit, static_argnames=("model", "method"))
 def _select(model: Transformer, method: Method, state: LoopState) -> Selection | None:
-  return select_for_round(model, method, state)
+  return select_anew(model, method, state)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "method"), donate_argnames="state")
+@functools.partial(jax.jit, static_argnames="method")
+def _gather(method: Method, state: LoopState, selection: Selection | None) -> Scratch | None:
+  return gather_anew(method, state, selection)
+
+
+@functools.partial(
+  jax.jit, static_argnames=("model", "method"), donate_argnames=("state", "scratch")
+)
 def _draft(
   model: Transformer,
   parameters: Parameters,
   method: Method,
   state: LoopState,
   selection: Selection | None,
+  scratch: Scratch | None,
 ) -> tuple[LoopState, Drafts]:
   """The drafts without their cache, which is the state's."""
-  drafts = draft_round(model, parameters, method, state, selection, state.keys)
+  drafts = draft_round(model, parameters, method, state, selection, scratch, state.keys)
   return state._replace(cache=drafts.cache), drafts._replace(cache=None)
 
 
@@ -53,7 +62,7 @@ def _draft(
 def _verify(
   model: Transformer, parameters: Parameters, method: Method, state: LoopState, drafts: Drafts
 ) -> LoopState:
-  drafts = drafts._replace(cache=state.cache)
+  drafts = drafts._replace(cache=state.cache, scratch=())
   state, observation = verify_and_emit(
     model, parameters, method, state, drafts, state.keys, method.observer
   )
@@ -61,13 +70,14 @@ def _verify(
 
 
 def time_phases(generator: Generator, state: LoopState) -> dict[str, float]:
-  """Median seconds of `select`, `draft` (gathers, then steps) and `verify` (accepts and observes),
-  and of the fused `round`; nothing without a selector.
+  """Median seconds of `select`, `gather`, `draft` (the steps) and `verify` (accepts and observes),
+  and of the fused `round`; nothing without drafts.
 
-  `state` is donated. Its texts are overwritten: only its lengths matter.
+  Of a selection that holds for several rounds, `select` and `gather` are those of a round that
+  makes it anew, and `round` is one that keeps it. `state` is donated. Its texts are overwritten: only its lengths matter.
   """
   model, parameters, method = generator.model, generator.parameters, generator.method
-  if method.selector is None:
+  if not method.draft_length:
     return {}
   lengths, emitted = np.asarray(state.cache.lengths), np.zeros_like(np.asarray(state.emitted))
   seconds: dict[str, list[float]] = {}
@@ -80,10 +90,14 @@ def time_phases(generator: Generator, state: LoopState) -> dict[str, float]:
 
   for _ in range(1 + REPEATS):  # the first compiles
     state = _rewound(state, lengths, emitted)
-    selection = None
-    if not isinstance(method.selector, InLayerSelector):
+    selection = scratch = None
+    if state.selecting is not None and state.selecting.held is not None and not method.refresh:
+      selection = state.selecting.held.selection
+      scratch = _gather(method, state, selection)
+    elif not isinstance(method.selector, InLayerSelector):
       selection = timed("select", _select, model, method, state)
-    state, drafts = timed("draft", _draft, model, parameters, method, state, selection)
+      scratch = timed("gather", _gather, method, state, selection)
+    state, drafts = timed("draft", _draft, model, parameters, method, state, selection, scratch)
     state = timed("verify", _verify, model, parameters, method, state, drafts)
     state = _rewound(state, lengths, emitted)
     unwatched = jnp.zeros(len(lengths), bool)
@@ -95,8 +109,12 @@ def time_phases(generator: Generator, state: LoopState) -> dict[str, float]:
 
 
 def _rewound(state: LoopState, lengths: np.ndarray, emitted: np.ndarray) -> LoopState:
-  """As long as it was, and wanting more."""
+  """As long as it was, wanting more, and with a selection that is not due."""
+  selecting = state.selecting
+  if selecting is not None:
+    selecting = selecting._replace(rounds=jnp.zeros_like(selecting.rounds))
   return state._replace(
+    selecting=selecting,
     cache=state.cache.with_lengths(jnp.asarray(lengths)),
     emitted=jnp.asarray(emitted),
     ended=jnp.zeros_like(state.ended),
