@@ -74,7 +74,8 @@ def time_phases(generator: Generator, state: LoopState) -> dict[str, float]:
   and of the fused `round`; nothing without drafts.
 
   Of a selection that holds for several rounds, `select` and `gather` are those of a round that
-  makes it anew, and `round` is one that keeps it. `state` is donated. Its texts are overwritten: only its lengths matter.
+  makes it anew, and `round` is one that keeps it. `state` is donated. Its texts
+  are overwritten: only its lengths matter.
   """
   model, parameters, method = generator.model, generator.parameters, generator.method
   if not method.draft_length:

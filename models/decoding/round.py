@@ -231,8 +231,13 @@ def hold_first(model, method, state, selecting) -> Selecting:
   return selecting if method.refresh else selecting._replace(known=None)
 
 
-def hold(method, state, selecting, selection) -> Selecting:
-  return selecting._replace(held=Held(selection, gather_anew(method, state, selection)))
+def hold(
+  method: Method, state: LoopState, selecting: Selecting, selection: Selection | None
+) -> Selecting:
+  """With a selection that holds for more than a round, gathered."""
+  scratch = gather_anew(method, state, selection)
+  assert scratch is not None
+  return selecting._replace(held=Held(selection, scratch))
 
 
 def count_round(

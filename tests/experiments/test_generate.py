@@ -94,7 +94,7 @@ def test_speculation_is_compared_with_an_autoregressive_run(folder):
   assert set(summary["seconds"]) == {"compile", "prefill", "decode"}
   assert summary["tokens_per_second"] > 0
 
-  assert list(summary["phases"]) == ["select", "draft", "verify", "round"]
+  assert list(summary["phases"]) == ["select", "gather", "draft", "verify", "round"]
   assert "is no text in UTF-8 from byte 128 on; its bytes are taken as they are." in plain.stderr
 
 
