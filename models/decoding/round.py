@@ -236,7 +236,7 @@ def hold(
 ) -> Selecting:
   """With a selection that holds for more than a round, gathered."""
   scratch = gather_anew(method, state, selection)
-  assert scratch is not None
+  assert selection is not None and scratch is not None
   return selecting._replace(held=Held(selection, scratch))
 
 
