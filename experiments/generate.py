@@ -9,8 +9,9 @@ and --output_jsonl keeps their texts. With --repeats, methods are timed instead:
 warmed up, the median over repeats.
 
 `summary.json` holds the completions, tokens per second of decoding alone (compilation timed apart),
-acceptance length, acceptance by draft position, rounds, seconds per phase, and the speed-up that
-the roofline predicts at the acceptance length measured.
+acceptance length, acceptance by draft position, rounds by draft length (`--draft_length=auto`
+chooses), seconds per phase, and the speed-up that the roofline predicts at the acceptance length
+measured.
 """
 
 import codecs
@@ -30,7 +31,7 @@ from experiments.generate_report import JsonLines, closing, summarize
 from experiments.generate_run import Request, Text, benchmark, serve
 from experiments.prompt_flags import Prompt
 from models.decoding.generate import Generator, Timing, slots_for
-from models.decoding.loop import Method
+from models.decoding.method import Method
 from models.transformer import Transformer
 from models.weights import checkpoint
 from pallas_kernels import choice
@@ -122,7 +123,7 @@ def _check_kernels(model: Transformer, method: Method, slots: int) -> None:
   choice.prefer(IMPLEMENTATION.value)
   shape, config = jax.ShapeDtypeStruct, model.config
   cache = shape((1, config.kv_heads, slots, config.head_size), model.dtype)
-  for rows in (1, method.draft_length + 1):
+  for rows in (1, method.longest + 1):
     q = shape((1, config.heads, rows, config.head_size), model.dtype)
     try:
       jax.eval_shape(attention_with_mass, q, cache, cache, shape((1,), np.int32))

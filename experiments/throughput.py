@@ -23,7 +23,7 @@ from experiments import data, program, prompts, reference_run, run_log
 from experiments.generate_report import acceptance_by_position, acceptance_length
 from models.decoding import roofline
 from models.decoding.generate import Generator, Prompts, pad, sequence_keys, slots_for
-from models.decoding.loop import Method
+from models.decoding.method import Method
 from models.decoding.phases import time_phases
 from models.decoding.selectors import Budget, make_selector
 from models.transformer import Parameters, Transformer

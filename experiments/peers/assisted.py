@@ -26,7 +26,7 @@ from experiments.decoding_flags import DRAFT_LENGTH, KV_BUDGET
 from experiments.peers import llama, systems
 from experiments.tables import assisted
 from models.decoding.generate import Generator, slots_for
-from models.decoding.loop import Method
+from models.decoding.method import Method
 from models.decoding.verify import verify
 from models.transformer import Transformer
 from models.weights import checkpoint

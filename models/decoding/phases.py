@@ -16,14 +16,14 @@ import jax
 import jax.numpy as jnp
 
 from models.decoding.generate import Generator
-from models.decoding.loop import (
+from models.decoding.loop import advance_rounds
+from models.decoding.method import Method
+from models.decoding.round import (
   LoopState,
-  Method,
-  advance_rounds,
   draft_round,
+  gather_anew,
   observe_round,
-  select_for_round,
-  selected_sources,
+  select_anew,
   verify_and_emit,
 )
 from models.decoding.selectors.base import InLayerSelector
@@ -31,49 +31,51 @@ from models.transformer import Parameters, Transformer
 
 REPEATS, ROUNDS = 5, 8
 
-# (model, parameters, method, state, what the phases before made) -> (state, what it makes itself)
-Phase = Callable[[Transformer, Parameters, Method, LoopState, Any], tuple[LoopState, Any]]
+# (model, parameters, method, state, what phases before made) -> (state, the same, what it makes)
+Phase = Callable[[Transformer, Parameters, Method, LoopState, Any], tuple[LoopState, Any, Any]]
 
 
 def _select(model, parameters, method, state, made):
-  del parameters, made
-  return state, select_for_round(model, method, state)
+  del parameters
+  return state, made, select_anew(model, method, state)
 
 
 def _gather(model, parameters, method, state, selection):
   del model, parameters
-  sources = selected_sources(method, state, selection)
-  return state, [(source.keys, source.values) for source in sources if not source.in_cache]
+  return state, selection, gather_anew(method, state, selection)
 
 
-def _draft(model, parameters, method, state, selection):
-  drafts = draft_round(model, parameters, method, state, selection, state.keys)
-  return state._replace(cache=drafts.cache), drafts._replace(cache=None)
+def _draft(model, parameters, method, state, made):
+  selection, scratch = made
+  drafts = draft_round(model, parameters, method, state, selection, scratch, state.keys)
+  scratch = scratch and drafts.scratch  # which the steps have written to
+  return (
+    state._replace(cache=drafts.cache),
+    (selection, scratch),
+    drafts._replace(cache=None, scratch=()),
+  )
 
 
 def _verify(model, parameters, method, state, drafts):
-  drafts = drafts._replace(cache=state.cache)
-  state, _ = verify_and_emit(model, parameters, method, state, drafts, state.keys, None)
-  return state, None
+  own = drafts._replace(cache=state.cache)
+  state, _ = verify_and_emit(model, parameters, method, state, own, state.keys, None)
+  return state, drafts, None
 
 
 def _verify_and_score(model, parameters, method, state, drafts):
-  drafts = drafts._replace(cache=state.cache)
-  state, observation = verify_and_emit(
-    model, parameters, method, state, drafts, state.keys, method.observer
-  )
-  return observe_round(method, state, observation), None
+  own, observer = drafts._replace(cache=state.cache), method.observer
+  state, observation = verify_and_emit(model, parameters, method, state, own, state.keys, observer)
+  return observe_round(method, state, observation), drafts, None
 
 
 def _round(model, parameters, method, state, made):
-  del made
   unwatched = jnp.zeros_like(state.ended)
   state, _ = advance_rounds(model, parameters, method, state, jnp.int32(1), unwatched)
-  return state, None
+  return state, made, None
 
 
 @functools.partial(
-  jax.jit, static_argnames=("model", "method", "phase"), donate_argnames=("state", "out")
+  jax.jit, static_argnames=("model", "method", "phase"), donate_argnames=("state", "made", "out")
 )
 def _repeat(
   model: Transformer,
@@ -84,20 +86,19 @@ def _repeat(
   made: Any,
   out: Any,
   times: jax.Array,
-) -> tuple[LoopState, Any]:
-  """The phase `times` times from the same state, what it makes over `out`, which is donated."""
+) -> tuple[LoopState, Any, Any]:
+  """The phase `times` times from the same state, what it makes over `out`; all are donated."""
 
   def step(i, carry):
-    old, _ = carry
+    old, made, _ = carry
     # Nothing of a step is the same in all of them, to the compiler: it must not be done but once.
-    varied = jax.tree.map(functools.partial(_varied, zero=jnp.minimum(i, 0)), made)
-    known = old.selecting and old.selecting._replace(
-      known=jax.tree.map(functools.partial(_varied, zero=jnp.minimum(i, 0)), old.selecting.known)
-    )
-    new, out = phase(model, parameters, method, old._replace(selecting=known), varied)
-    return _rewound(new, state), out
+    varied = functools.partial(jax.tree.map, functools.partial(_varied, zero=jnp.minimum(i, 0)))
+    if old.selecting is not None:
+      old = old._replace(selecting=old.selecting._replace(known=varied(old.selecting.known)))
+    new, made, out = phase(model, parameters, method, old, varied(made))
+    return _rewound(new, state), made, out
 
-  return jax.lax.fori_loop(0, times, step, (state, out))
+  return jax.lax.fori_loop(0, times, step, (state, made, out))
 
 
 def _varied(leaf: jax.Array, zero: jax.Array) -> jax.Array:
@@ -106,51 +107,69 @@ def _varied(leaf: jax.Array, zero: jax.Array) -> jax.Array:
 
 
 def _rewound(state: LoopState, to: LoopState) -> LoopState:
-  """As long as it was, and wanting more."""
-  return state._replace(
-    cache=state.cache.with_lengths(to.cache.lengths), emitted=to.emitted, ended=to.ended
-  )
+  """As long as it was, wanting more, and with a selection that is not due."""
+  selecting = state.selecting
+  if selecting is not None and to.selecting is not None:
+    selecting = selecting._replace(rounds=to.selecting.rounds)
+  cache = state.cache.with_lengths(to.cache.lengths)
+  return state._replace(selecting=selecting, cache=cache, emitted=to.emitted, ended=to.ended)
 
 
 def time_phases(generator: Generator, state: LoopState) -> tuple[dict[str, float], LoopState]:
-  """Median seconds of a round's phases and of the fused `round`; nothing without a selector.
+  """Median seconds of a round's phases and of the fused `round`; nothing without drafts.
 
-  `select` is the top-k, `gather` the copies, `draft` the steps over them, `verify` the full
-  attention with acceptance, `score` what the selector's masses add to it. The steps and the score
-  are differences of two programs' times.
+  `select` is the top-k, `gather` the copies, `draft` the steps, `verify` the full attention with
+  acceptance, `score` what the selector's masses add to it: a difference of two programs' times. Of
+  a selection that holds for several rounds, `select` and `gather` are those of a round that makes
+  it anew, and `round` is one that keeps it.
 
-  `state` is donated, and returned. What follows a text in its cache is overwritten.
+  `state` is donated, and returned; what follows a text in its cache is overwritten.
   """
   method = generator.method
-  if method.selector is None:
+  if not method.draft_length:
     return {}, state
-  state = state._replace(emitted=jnp.zeros_like(state.emitted), ended=jnp.zeros_like(state.ended))
-  seconds, selection = dict.fromkeys(("select", "gather", "draft", "verify", "score"), 0.0), None
+  state = _hungry(state)
+  seconds = dict.fromkeys(("select", "gather", "draft", "verify", "score"), 0.0)
+  selection = scratch = None
   if not isinstance(method.selector, InLayerSelector):
-    seconds["select"], state, selection = _timed(generator, _select, state, None)
-    seconds["gather"], state, _ = _timed(generator, _gather, state, selection)
-  whole, state, drafts = _timed(generator, _draft, state, selection)
-  seconds["draft"] = max(whole - seconds["gather"], 0.0)
-  seconds["verify"], state, _ = _timed(generator, _verify, state, drafts)
+    if method.refresh:
+      seconds["select"], state, _, selection = _timed(generator, _select, state, None)
+      seconds["gather"], state, selection, scratch = _timed(generator, _gather, state, selection)
+    else:  # made once, before the first round
+      assert state.selecting is not None and state.selecting.held is not None
+      selection = jax.tree.map(jnp.copy, state.selecting.held.selection)
+      _, state, selection, scratch = _timed(generator, _gather, state, selection)
+  made = selection, scratch
+  seconds["draft"], state, _, drafts = _timed(generator, _draft, state, made)
+  seconds["verify"], state, drafts, _ = _timed(generator, _verify, state, drafts)
   if method.observer is not None and method.observer.rows_scored(method.draft_length + 1):
-    whole, state, _ = _timed(generator, _verify_and_score, state, drafts)
+    whole, state, _, _ = _timed(generator, _verify_and_score, state, drafts)
     seconds["score"] = max(whole - seconds["verify"], 0.0)
-  seconds["round"], state, _ = _timed(generator, _round, state, None)
+  seconds["round"], state, _, _ = _timed(generator, _round, state, None)
   return seconds, state
+
+
+def _hungry(state: LoopState) -> LoopState:
+  """A state whose sequences want all of their tokens; and nothing that is held is due."""
+  selecting = state.selecting
+  if selecting is not None:
+    selecting = selecting._replace(rounds=jnp.zeros_like(selecting.rounds))
+  nothing = jnp.zeros_like(state.emitted)
+  return state._replace(selecting=selecting, emitted=nothing, ended=jnp.zeros_like(state.ended))
 
 
 def _timed(
   generator: Generator, phase: Phase, state: LoopState, made: Any
-) -> tuple[float, LoopState, Any]:
-  """(median seconds of one, the state, what the phase makes)."""
-  fixed = generator.model, generator.parameters, generator.method
-  _, shapes = jax.eval_shape(lambda state, made: phase(*fixed, state, made), state, made)
+) -> tuple[float, LoopState, Any, Any]:
+  """(median seconds of one, the state, `made`, what the phase makes); both are donated."""
+  model, parameters, method = generator.model, generator.parameters, generator.method
+  shapes = jax.eval_shape(lambda s, m: phase(model, parameters, method, s, m)[2], state, made)
   out = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
   seconds = []
   for times in (1, *[ROUNDS] * REPEATS):  # the first compiles
     clock = time.perf_counter()
-    state, out = jax.block_until_ready(
-      _repeat(*fixed[:3], phase, state, made, out, jnp.int32(times))
+    state, made, out = jax.block_until_ready(
+      _repeat(model, parameters, method, phase, state, made, out, jnp.int32(times))
     )
     seconds.append((time.perf_counter() - clock) / times)
-  return statistics.median(seconds[1:]), state, out
+  return statistics.median(seconds[1:]), state, made, out
