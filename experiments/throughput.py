@@ -62,7 +62,8 @@ def method_of(text: str) -> Method:
   Raises ValueError, naming the flag, for what is no setting or no number.
   """
   name, *given = text.split(",")
-  settings: dict[str, Any] = dict(setting.partition("=")[::2] for setting in given)
+  pairs = (setting.partition("=") for setting in given)
+  settings: dict[str, Any] = {key: value for key, _, value in pairs}
   try:
     gamma = int(settings.pop("draft_length", 6))
     budget = Budget.parse(settings.pop("kv_budget", "0.07"))
