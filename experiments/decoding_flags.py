@@ -9,12 +9,14 @@ from typing import Any
 
 from absl import flags
 
-from models.decoding.loop import Method
+from models.decoding.draft_length import LENGTHS
+from models.decoding.method import Method
 from models.decoding.prefill import CHUNK
 from models.decoding.sampling import make_sampler
 from models.decoding.selectors import SELECTORS, Budget, make_selector
 
 AUTOREGRESSIVE = "autoregressive"
+AUTO = "auto"
 
 METHOD = flags.DEFINE_string(
   "method",
@@ -25,12 +27,24 @@ _LONGEST_DRAFT = 64  # tokens: no draft holds that long, and verification's memo
 _MOST = 2**31 - 1  # positions are 32-bit
 _MOST_POOLED = _MOST_ROWS = 512  # what memory grows with
 
-DRAFT_LENGTH = flags.DEFINE_integer(
+
+class _LengthParser(flags.ArgumentParser):
+  """A whole number in a range, or `auto`."""
+
+  syntactic_help = f"{AUTO}, or a whole number"
+  numbers = flags.IntegerParser(0, _LONGEST_DRAFT)
+
+  def parse(self, argument: str | int) -> str | int:
+    return AUTO if argument == AUTO else self.numbers.parse(argument)
+
+
+DRAFT_LENGTH = flags.DEFINE(
+  _LengthParser(),
   "draft_length",
   6,
-  f"Tokens drafted per round, 1 to {_LONGEST_DRAFT}; {AUTOREGRESSIVE} drafts none.",
-  lower_bound=0,
-  upper_bound=_LONGEST_DRAFT,
+  f"Tokens drafted per round, 1 to {_LONGEST_DRAFT}; {AUTOREGRESSIVE} drafts none. {AUTO}: what"
+  f" pays best by measured costs and acceptance, of {', '.join(map(str, LENGTHS))}.",
+  serializer=flags.ArgumentSerializer(),
 )
 KV_BUDGET = flags.DEFINE_string(
   "kv_budget",
@@ -97,7 +111,7 @@ def method() -> Method:
   }
   if METHOD.value == AUTOREGRESSIVE:
     return Method(**common)
-  if DRAFT_LENGTH.value < 1:
+  if DRAFT_LENGTH.value == 0:
     raise ValueError(
       f"--draft_length={DRAFT_LENGTH.value} drafts nothing; give at least 1, or"
       f" --method={AUTOREGRESSIVE}."
@@ -110,6 +124,8 @@ def method() -> Method:
   selector = make_selector(METHOD.value, budget, **settings())
   if CHUNK % selector.page_size:
     raise ValueError(f"--page_size={selector.page_size} is beyond {CHUNK}; give less.")
+  if DRAFT_LENGTH.value == AUTO:
+    return Method(selector, max(LENGTHS), LENGTHS, **common)
   return Method(selector, DRAFT_LENGTH.value, **common)
 
 

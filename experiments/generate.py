@@ -9,8 +9,9 @@ and --output_jsonl keeps their texts. With --repeats, methods are timed instead:
 warmed up, the median over repeats.
 
 `summary.json` holds the completions, tokens per second of decoding alone (compilation timed apart),
-acceptance length, acceptance by draft position, rounds, seconds per phase, and the speed-up that
-the roofline predicts at the acceptance length measured.
+acceptance length, acceptance by draft position, rounds by draft length (`--draft_length=auto`
+chooses), seconds per phase, and the speed-up that the roofline predicts at the acceptance length
+measured.
 """
 
 import codecs
@@ -30,13 +31,20 @@ from experiments.generate_report import JsonLines, closing, summarize
 from experiments.generate_run import Request, Text, benchmark, serve
 from experiments.prompt_flags import Prompt
 from models.decoding.generate import Generator, Timing, slots_for
-from models.decoding.loop import Method
+from models.decoding.method import Method
 from models.transformer import Transformer
 from models.weights import checkpoint
 from pallas_kernels import choice
 from pallas_kernels.attention_with_mass.api import IMPLEMENTATIONS, attention_with_mass
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of the model's checkpoint.")
+CONTEXT = flags.DEFINE_integer(
+  "context",
+  None,
+  "Most tokens of a text, where that is not the model's own; rotary positions go on beyond it.",
+  lower_bound=1,
+  upper_bound=2**24,
+)
 MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 256, "Tokens to decode.", lower_bound=1)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Prompts decoded together.", lower_bound=1)
 REPEATS = flags.DEFINE_integer(
@@ -69,7 +77,7 @@ def check() -> Plan:
   if not CHECKPOINT.value:
     raise ValueError("Name the model's folder with --checkpoint.")
   run_log.check_workdir(program.workdir(), "generate")
-  model = checkpoint.load_model(CHECKPOINT.value)
+  model = _with_context(checkpoint.load_model(CHECKPOINT.value))
   if model.config.vocabulary != 256:
     raise ValueError(
       f"--checkpoint={CHECKPOINT.value} has a vocabulary of {model.config.vocabulary}, but prompts"
@@ -90,6 +98,18 @@ def check() -> Plan:
   return Plan(CHECKPOINT.value, model, method, request, stream, asked, reference)
 
 
+def _with_context(model: Transformer) -> Transformer:
+  """The model with the context asked for, which is no parameter's shape where positions rotate."""
+  if CONTEXT.value is None:
+    return model
+  if model.config.family == "gpt":
+    raise ValueError(
+      f"--context={CONTEXT.value}: this model learned its {model.config.context} positions and has"
+      " no others; leave it out."
+    )
+  return dataclasses.replace(model, config=dataclasses.replace(model.config, context=CONTEXT.value))
+
+
 def _slots(model: Transformer, method: Method, prompts: list[Prompt]) -> int:
   longest = max(prompts, key=lambda prompt: len(prompt.text))
   try:
@@ -103,7 +123,7 @@ def _check_kernels(model: Transformer, method: Method, slots: int) -> None:
   choice.prefer(IMPLEMENTATION.value)
   shape, config = jax.ShapeDtypeStruct, model.config
   cache = shape((1, config.kv_heads, slots, config.head_size), model.dtype)
-  for rows in (1, method.draft_length + 1):
+  for rows in (1, method.longest + 1):
     q = shape((1, config.heads, rows, config.head_size), model.dtype)
     try:
       jax.eval_shape(attention_with_mass, q, cache, cache, shape((1,), np.int32))

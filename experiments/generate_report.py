@@ -10,7 +10,7 @@ import jax
 
 from experiments.generate_run import Request, Run, Text
 from models.decoding import roofline
-from models.decoding.loop import Method
+from models.decoding.method import Method
 from models.transformer import Parameters, Transformer
 from pallas_kernels import choice
 
@@ -27,11 +27,18 @@ def summarize(
     for prompt, text in zip(request.prompts, run.texts, strict=True)
   )
   itemsize = jax.tree.leaves(parameters)[0].dtype.itemsize
+  rounds = _rounds_by_length(method, by_accepted, run)
   bound = roofline.of(
-    model.config, method, itemsize=itemsize, mean_context=context, batch_size=request.size
+    *(model.config, method),
+    itemsize=itemsize,
+    mean_context=context,
+    batch_size=request.size,
+    draft_length=sum(g * n for g, n in rounds.items()) / max(sum(rounds.values()), 1),
   )
   return {
-    "draft_length": method.draft_length,
+    "draft_length": "auto" if method.draft_lengths else method.draft_length,
+    "rounds_by_draft_length": {str(g): n for g, n in rounds.items()},
+    "seconds_by_draft_length": _measured(run),
     "kv_budget": str(method.selector.budget) if method.selector else None,
     "settings": _settings(method),
     "bit_exact": method.bit_exact,
@@ -50,6 +57,21 @@ def summarize(
     "work": dataclasses.asdict(bound),
     "kernels": choice.chosen(),
   }
+
+
+def _rounds_by_length(method: Method, by_accepted: list[int], run: Run) -> dict[int, int]:
+  """Rounds of sequences, by the tokens drafted in them."""
+  if not method.draft_lengths:
+    return {method.draft_length: sum(by_accepted)}
+  return {g: sum(run.tallies[g]) for g in sorted(run.tallies)}
+
+
+def _measured(run: Run) -> dict[str, Any]:
+  """What lengths were chosen by: seconds of a round, at two contexts; nothing if none were."""
+  if run.rounds is None:
+    return {}
+  seconds = {str(g): list(both) for g, both in run.rounds.seconds.items()}
+  return {"contexts": list(run.rounds.contexts), "round": seconds}
 
 
 def acceptance_length(by_accepted: list[int]) -> float:
@@ -85,6 +107,10 @@ def closing(summary: dict[str, Any]) -> str:
   if summary["draft_length"]:
     shares = " ".join(f"{share:.2f}" for share in summary["acceptance_by_position"])
     lines.insert(2, ("drafts that stood", f"{shares} by position"))
+  if summary["draft_length"] == "auto":
+    chosen = [f"{g} in {n}" for g, n in summary["rounds_by_draft_length"].items()]
+    lines.insert(2, ("draft lengths", f"{', '.join(chosen)} rounds"))
+  if summary["draft_length"]:
     lines.append(("predicted speed-up", f"{summary['predicted_speedup']:.2f}, by bytes read"))
   if phases := dict(summary["phases"]):
     fused = phases.pop("round")

@@ -1,5 +1,6 @@
 """The two ways in which `generate` decodes its prompts: to read the texts, or to time a method."""
 
+import dataclasses
 import statistics
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,9 +10,11 @@ import jax
 from experiments.live_text import LiveText
 from experiments.prompt_flags import Prompt
 from models.decoding.continuous import ContinuousBatch
+from models.decoding.draft_length import RoundSeconds
 from models.decoding.generate import Generator, Timing, measure, pad, sequence_keys
-from models.decoding.loop import LoopState
+from models.decoding.loop import resume
 from models.decoding.phases import time_phases
+from models.decoding.round import LoopState
 
 
 class Text(NamedTuple):
@@ -22,11 +25,16 @@ class Text(NamedTuple):
 
 
 class Run(NamedTuple):
-  """All texts, seconds of `compile`, `prefill` and `decode`, and of a round's phases."""
+  """All texts, seconds of `compile`, `prefill` and `decode`, and of a round's phases.
+
+  Where draft lengths are chosen, `tallies` are `Pacer.tallies`, and `rounds` what rounds take.
+  """
 
   texts: list[Text]
   seconds: dict[str, float]
   phases: dict[str, float]
+  tallies: dict[int, list[int]]
+  rounds: RoundSeconds | None
 
 
 class Request(NamedTuple):
@@ -68,11 +76,14 @@ def serve(
     if emission.acceptances is not None:
       texts[number] = Text(tokens[number], emission.acceptances)
       ended(number, texts[number])
-  assert batch.state is not None
+  assert batch.state is not None and batch.pacer is not None
+  tallies = batch.pacer.tallies
   return Run(
     [texts[number] for number in range(len(queue))],
     {"compile": compile_seconds, **batch.seconds},
-    _phases(generator, request, batch.state),
+    _phases(generator, request, batch.state, tallies),
+    tallies,
+    batch.pacer.seconds,
   )
 
 
@@ -85,7 +96,8 @@ def benchmark(
   """
   texts: list[Text] = []
   seconds: dict[str, float] = dict.fromkeys(("compile", "prefill", "decode"), 0.0)
-  state = None
+  tallies: dict[int, list[int]] = {}
+  state = rounds = None
   for first in range(0, len(request.prompts), request.size):
     del state  # the batch before makes room
     batch = [prompt.text for prompt in request.prompts[first : first + request.size]]
@@ -103,11 +115,25 @@ def benchmark(
     seconds["prefill"] += timing.prefill
     seconds["decode"] += statistics.median(timing.decode)
     timed(first, timing)
-    state = timing.state
+    for length, tally in timing.tallies.items():
+      sums = zip(tallies.get(length, [0] * len(tally)), tally, strict=True)
+      tallies[length] = list(map(sum, sums))
+    state, rounds = timing.state, timing.rounds
     del timing
   assert state is not None
-  return Run(texts, seconds, _phases(generator, request, state))
+  return Run(texts, seconds, _phases(generator, request, state, tallies), tallies, rounds)
 
 
-def _phases(generator: Generator, request: Request, state: LoopState) -> dict[str, float]:
-  return time_phases(generator, state) if request.phases else {}
+def _phases(
+  generator: Generator, request: Request, state: LoopState, tallies: dict[int, list[int]]
+) -> dict[str, float]:
+  """Of rounds of the draft length that was chosen most."""
+  if not request.phases:
+    return {}
+  drafted = {length: sum(tally) for length, tally in tallies.items() if length}
+  if generator.method.draft_lengths:
+    most = max(drafted, key=lambda length: drafted[length], default=0)
+    state, _ = resume(generator.model, generator.parameters, generator.method, state)
+    method = generator.method.of_length(most)
+    generator = dataclasses.replace(generator, method=method)
+  return time_phases(generator, state)[0]

@@ -112,22 +112,32 @@ def run(system: System, job: Job, place: Place) -> dict[str, Any]:
   A run that fails gives {"failed": its last line} in place of a result: a peer that breaks on this
   machine must not hide what the others do.
   """
-  log = place.scratch / "output.txt"
+  failed, peak = failure(system.command(job, place), place.scratch / "output.txt")
+  if failed:
+    return {"failed": failed}
+  return system.read(place.scratch) | {"peak_resident_bytes": peak}
+
+
+def failure(command: list[str], log: Path) -> tuple[str | None, int]:
+  """Runs a command to its end, its output in `log`.
+
+  Returns None, or the last line of one that failed; and the most bytes that it was resident with.
+  """
   with open(log, "w") as out:
-    process = subprocess.Popen(system.command(job, place), stdout=out, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
     start, peaks = time.monotonic(), [0]
     try:
       for peak in runs.resident_peaks(process):
         peaks.append(peak)
         if time.monotonic() - start > _LONGEST:
-          return {"failed": f"no end after {_LONGEST} s"}
+          return f"no end after {_LONGEST} s", max(peaks)
     finally:
       process.kill()
       code = process.wait()
-  if code:
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return {"failed": lines[-1].strip() if lines else f"exit code {code}"}
-  return system.read(place.scratch) | {"peak_resident_bytes": max(peaks)}
+  if not code:
+    return None, max(peaks)
+  lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+  return lines[-1].strip() if lines else f"exit code {code}", max(peaks)
 
 
 def default_python() -> str:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from experiments.tables import (
   acceptance,
+  assisted,
   bandwidth,
   commits,
   conformance,
@@ -17,6 +18,7 @@ from experiments.tables import (
   peers,
   ssd,
   staleness,
+  throughput,
   training,
   transports,
 )
@@ -37,6 +39,8 @@ TABLES: dict[str, Callable[[Path], Table]] = {
   "acceptance": acceptance.table,
   "staleness": staleness.table,
   "peers": peers.table,
+  "throughput": throughput.table,
+  "assisted": assisted.table,
 }
 
 
@@ -59,6 +63,7 @@ MEASUREMENTS = {
   "commits": Measurement(commits.check, commits.measure),
   "acceptance": Measurement(acceptance.check, acceptance.measure),
   "staleness": Measurement(staleness.check, staleness.measure),
+  "throughput": Measurement(throughput.check, throughput.measure),
 }
 
 # What measures the other tables, which need a GPU, other environments or their own process.
@@ -67,4 +72,5 @@ COMMANDS = {
   "bandwidth": "python -m experiments.gpu_check.bandwidth --workdir={runs}/bandwidth",
   "conformance": ("python -m experiments.gpu_check.conformance --workdir={runs}/conformance_xla"),
   "peers": "scripts/peers/zero_infinity --workdir={runs}/peers",
+  "assisted": "scripts/peers/transformers --workdir={runs}/assisted",
 }

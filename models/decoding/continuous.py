@@ -22,9 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from models.axes import Key
+from models.decoding.draft_length import RoundSeconds
 from models.decoding.generate import Generator, pad, sequence_keys
-from models.decoding.loop import LoopState, Round, advance_rounds, start
+from models.decoding.loop import Round, start
+from models.decoding.pacing import Pacer
 from models.decoding.prefill import prefill
+from models.decoding.round import LoopState
 from models.decoding.sampling import SequenceKeys
 from models.kv_cache import KVCache
 
@@ -56,11 +59,13 @@ class ContinuousBatch:
   Attributes:
     seconds: spent so far on `prefill`, and on `decode`: from each prompt's last token on.
     state: of the batch, as the last round left it; None before the first prompt.
+    pacer: advances it; None before it is warmed up.
   """
 
   def __init__(self, generator: Generator, *, size: int, slots: int, wanted: int):
     """`size` places, each with `slots` slots of cache, for texts of `wanted` tokens."""
     self.generator, self.size, self.slots, self.wanted = generator, size, slots, wanted
+    self.pacer: Pacer | None = None
     self.seconds = {"prefill": 0.0, "decode": 0.0}
     self.state: LoopState | None = None
     self._spare: KVCache | None = None  # of one sequence: the next prompt's
@@ -70,10 +75,17 @@ class ContinuousBatch:
     clock = time.perf_counter()
     for place in (0, self.size - 1):  # the first place is filled apart
       self._admit(place, [0, 0], sequence_keys(jax.random.key(0), 1))
-    self._advance(0, np.zeros(self.size, bool))
+    seconds = self.generator.round_seconds(self._filled, self.slots, self.wanted)
+    self.pace(seconds)
+    if seconds is None:
+      self._advance(0, np.zeros(self.size, bool))
     self.state = None
     self.seconds = dict.fromkeys(self.seconds, 0.0)
     return time.perf_counter() - clock
+
+  def pace(self, seconds: RoundSeconds | None) -> None:
+    """Chooses draft lengths by these seconds, if they are to be chosen; `warm_up` measures them."""
+    self.pacer = self.generator.pacer(self.wanted, seconds)
 
   def decode(
     self, prompts: Sequence[Sequence[int]], key: Key, rounds: int = _TO_THE_END
@@ -86,6 +98,10 @@ class ContinuousBatch:
       rounds: between two looks from the host: 1 streams every round's tokens; by default a look is
         taken where a text ends.
     """
+    if self.pacer is None and self.generator.method.draft_lengths:
+      self.warm_up()
+    elif self.pacer is None:
+      self.pace(None)
     waiting = collections.deque(enumerate(prompts))
     held: dict[int, int] = {}  # numbers by place
     told = [0] * self.size
@@ -116,7 +132,10 @@ class ContinuousBatch:
     jax.block_until_ready(cache)
     self.seconds["prefill"] += time.perf_counter() - clock
     clock = time.perf_counter()
-    one = generator.start(alone, cache, keys, self.wanted)
+    self._seat(place, generator.start(alone, cache, keys, self.wanted))
+    self.seconds["decode"] += time.perf_counter() - clock
+
+  def _seat(self, place: int, one: LoopState) -> None:
     if self.size == 1:
       self.state = one
     else:
@@ -124,17 +143,27 @@ class ContinuousBatch:
       self.state = _place(vacant, one, jnp.int32(place), self._axes)
       self._spare = one.cache
     jax.block_until_ready(self.state)
-    self.seconds["decode"] += time.perf_counter() - clock
+
+  def _filled(self, context: int) -> LoopState:
+    """Every place with so many tokens of nothing, to measure with: the caller may donate it."""
+    generator, lengths = self.generator, jnp.full(1, context, jnp.int32)
+    self.state = None
+    for place in range(self.size):
+      cache = self._spare
+      if cache is None:
+        cache = generator.empty_cache(1, self.slots)
+      keys = sequence_keys(jax.random.key(0), 1)
+      self._seat(
+        place, generator.start(pad([[0, 0]]), cache.with_lengths(lengths), keys, self.wanted)
+      )
+    assert self.state is not None
+    filled, self.state = self.state, None
+    return filled
 
   def _advance(self, rounds: int, watched: np.ndarray) -> Round:
-    generator, clock = self.generator, time.perf_counter()
-    self.state, last = jax.block_until_ready(
-      advance_rounds(
-        *(generator.model, generator.parameters, generator.method, self.state),
-        jnp.int32(rounds),
-        jnp.asarray(watched),
-      )
-    )
+    assert self.pacer is not None and self.state is not None
+    clock = time.perf_counter()
+    self.state, last = self.pacer.advance(self.state, rounds, watched)
     self.seconds["decode"] += time.perf_counter() - clock
     return last
 

@@ -10,7 +10,9 @@ step attends densely:
 
 Selected entries are right-aligned against the tail, so one range [start, end) per sequence says
 what a draft step sees, and any dense attention serves. The tail is copied from the cache, where it
-was written by verifications: a draft never reads what another draft wrote.
+was written by verifications: a draft never reads what another round's draft wrote. Where a
+selection holds for several rounds the scratch is kept with it, and after each round only the rows
+just verified are copied, over the drafts' own.
 
 Layers that are dense, and those of a selector that selects with the draft's own query, attend to
 the cache in place. There drafts write the slots that the verification will overwrite.
@@ -47,6 +49,10 @@ class Source(NamedTuple):
   in_cache: bool  # or in a scratch
 
 
+# Keys and values [B, K, N, D] of every layer that is not dense.
+Scratch = tuple[tuple[CachedKeysOrValues, CachedKeysOrValues], ...]
+
+
 def tail_slots(draft_length: int, page_size: int, refresh: int, wanted: int) -> int:
   """The longest tail of a selection: a last page that is not whole, what was accepted since the
   selection's verification, and the draft's own rows."""
@@ -70,35 +76,58 @@ def dense(cache: KVCache, layer: int) -> Source:
   return Source(cache.keys[layer], cache.values[layer], read, in_cache=True)
 
 
-def gathered(
-  cache: KVCache,
-  layer: int,
-  pages: Int[Array, "B Z E"],
-  counts: Lengths,
-  tail: Lengths,
-  page_size: int,
-  room: int,
-) -> Source:
-  """A layer that attends to a copy of its selection and of the verified tail.
+def gather(
+  cache: KVCache, selection: Selection, dense_layers: int, page_size: int, room: int
+) -> Scratch:
+  """Copies of a selection and of the verified tail, for the layers behind the dense ones.
 
   `room` slots are made for the tail. The cache needs as many behind the tail's start.
   """
-  selected = pages.shape[-1] * page_size
+  selected = selection.pages.shape[-1] * page_size
   padding = ((0, 0), (0, 0), (0, -(selected + room) % WHOLE), (0, 0))
   slice_of = lambda one, start: jax.lax.dynamic_slice_in_dim(one, start, room, axis=1)
-  starts = selected - counts * page_size
-  behind = selected + cache.lengths - tail
 
-  def compact(cached: CachedKeysOrValues) -> KeysOrValues:
-    recent = jnp.pad(jax.vmap(slice_of)(cached, tail), padding)
+  def compact(cached: CachedKeysOrValues, pages: Int[Array, "B Z E"]) -> KeysOrValues:
+    recent = jnp.pad(jax.vmap(slice_of)(cached, selection.tail), padding)
     return jnp.concatenate([gather_pages(cached, pages, page_size=page_size), recent], axis=2)
+
+  layers = zip(cache.keys[dense_layers:], cache.values[dense_layers:], selection.pages, strict=True)
+  return tuple((compact(keys, pages), compact(values, pages)) for keys, values, pages in layers)
+
+
+def take_verified(
+  scratch: Scratch,
+  selection: Selection,
+  cache: KVCache,
+  begin: Lengths,
+  rows: int,
+  dense_layers: int,
+  page_size: int,
+) -> Scratch:
+  """The scratch with the cache's rows [begin, begin + rows) where drafts had written their own."""
+  at = _behind(selection, begin, page_size)
+  slice_of = lambda one, start: jax.lax.dynamic_slice_in_dim(one, start, rows, axis=1)
+  taken = lambda old, cached: append_rows(old, jax.vmap(slice_of)(cached, begin), at)
+  layers = zip(scratch, cache.keys[dense_layers:], cache.values[dense_layers:], strict=True)
+  return tuple((taken(old[0], keys), taken(old[1], values)) for old, keys, values in layers)
+
+
+def _behind(selection: Selection, lengths: Lengths, page_size: int) -> Lengths:
+  """The scratch's first slot behind the verified tail."""
+  return selection.pages.shape[-1] * page_size + lengths - selection.tail
+
+
+def gathered(
+  keys: CachedKeysOrValues, values: CachedKeysOrValues, starts: Lengths, behind: Lengths
+) -> Source:
+  """A layer that attends to its part of a scratch, from `starts` on; drafts go `behind`."""
 
   def read(q, k, v, scratch, i):
     at = behind + i
     scratch = append_rows(scratch[0], k, at), append_rows(scratch[1], v, at)
     return attention_with_mass(q, *scratch, at + 1, starts=starts).out, scratch
 
-  return Source(compact(cache.keys[layer]), compact(cache.values[layer]), read, in_cache=False)
+  return Source(keys, values, read, in_cache=False)
 
 
 def selected_by_query(
@@ -121,14 +150,14 @@ def selected_by_query(
 
 
 def sources_of_selection(
-  cache: KVCache, selection: Selection, dense_layers: int, page_size: int, room: int
+  cache: KVCache, selection: Selection, scratch: Scratch, dense_layers: int, page_size: int
 ) -> list[Source]:
-  """Each layer's, for a selection of the layers behind the dense ones."""
+  """Each layer's, for a selection of the layers behind the dense ones and its scratch."""
   sources = [dense(cache, layer) for layer in range(dense_layers)]
-  for i, (pages, counts) in enumerate(zip(selection.pages, selection.counts, strict=True)):
-    sources.append(
-      gathered(cache, dense_layers + i, pages, counts, selection.tail, page_size, room)
-    )
+  behind = _behind(selection, cache.lengths, page_size)
+  for (keys, values), counts in zip(scratch, selection.counts, strict=True):
+    starts = (selection.pages.shape[-1] - counts) * page_size
+    sources.append(gathered(keys, values, starts, behind))
   return sources
 
 
@@ -145,16 +174,18 @@ def sources_by_query(
 
 class Drafts(NamedTuple):
   """`tokens` [B, gamma]; `hidden` [B, gamma, M], from which `draft_distribution` makes what each
-  was drawn from (None where greedy); `cache`, in which drafts may have written stale slots."""
+  was drawn from (None where greedy); `cache`, in which drafts may have written stale slots, and
+  `scratch`, in which they have (of the layers that read from one)."""
 
   tokens: Int[Array, "B G"]
   hidden: Float[Array, "B G M"] | None
   cache: KVCache
+  scratch: Scratch
 
 
 def no_drafts(cache: KVCache) -> Drafts:
   """A round without drafts."""
-  return Drafts(jnp.zeros((cache.lengths.shape[0], 0), jnp.int32), None, cache)
+  return Drafts(jnp.zeros((cache.lengths.shape[0], 0), jnp.int32), None, cache, ())
 
 
 def draft_distribution(
@@ -209,4 +240,6 @@ def draft(
   ]
   written, values = zip(*kept, strict=True)
   hidden = None if hidden is None else hidden.swapaxes(0, 1)
-  return Drafts(drafts.T, hidden, KVCache(written, values, cache.lengths))
+  pairs = zip(sources, attended, strict=True)
+  scratch = tuple(pair for source, pair in pairs if not source.in_cache)
+  return Drafts(drafts.T, hidden, KVCache(written, values, cache.lengths), scratch)

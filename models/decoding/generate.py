@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -12,8 +12,12 @@ import numpy as np
 from models import kv_cache
 from models.axes import Int, Key, Lengths, Tokens
 from models.config import ModelConfig
-from models.decoding.loop import LoopState, Method, advance, start
+from models.decoding.draft_length import RoundSeconds
+from models.decoding.loop import advance, start
+from models.decoding.method import Method
+from models.decoding.pacing import Pacer, time_rounds
 from models.decoding.prefill import CHUNK, prefill
+from models.decoding.round import LoopState
 from models.decoding.sampling import SequenceKeys
 from models.kv_cache import KVCache
 from models.transformer import Parameters, Transformer
@@ -92,8 +96,32 @@ class Generator:
     return start(self.model, self.parameters, self.method, cache, ends, keys, wanted=wanted)
 
   def advance(self, state: LoopState, until: int) -> LoopState:
-    """See `loop.advance`; the state is donated."""
+    """See `loop.advance`; the state is donated. Only where there is one draft length."""
     return advance(self.model, self.parameters, self.method, state, jnp.int32(until))
+
+  def pacer(self, wanted: int, seconds: RoundSeconds | None) -> Pacer:
+    """Of one batch; `seconds` as `round_seconds` returns them."""
+    return Pacer(self.model, self.parameters, self.method, wanted, seconds)
+
+  def finish(
+    self, state: LoopState, wanted: int, seconds: RoundSeconds | None
+  ) -> tuple[LoopState, dict[int, list[int]]]:
+    """All that is wanted, and `Pacer.tallies`; the state is donated."""
+    if seconds is None:  # without a look from the host
+      return self.advance(state, wanted), {}
+    pacer = self.pacer(wanted, seconds)
+    state, _ = pacer.advance(state, wanted, np.zeros(len(state.ended), bool))
+    return state, pacer.tallies
+
+  def round_seconds(
+    self, begin: Callable[[int], LoopState], slots: int, wanted: int
+  ) -> RoundSeconds | None:
+    """See `pacing.time_rounds`; None where there is no draft length to choose."""
+    if not self.method.draft_lengths:
+      return None
+    longest = max(1, slots - self.method.spare_slots(wanted) - wanted)
+    contexts = (max(1, longest // 8), longest)
+    return time_rounds(self.model, self.parameters, self.method, begin, contexts)
 
   def texts(self, state: LoopState) -> list[list[int]]:
     """The tokens emitted so far, of each sequence."""
@@ -108,11 +136,13 @@ class Generator:
     keys = sequence_keys(jax.random.key(0) if key is None else key, len(prompts))
     size = self.method.together(len(prompts))
     texts = []
+    seconds = measure_rounds(self, size, slots=slots, wanted=wanted)
     for first in range(0, len(prompts), size):
       batch = pad(prompts[first : first + size])
       cache = self.prefill(batch, slots)
       state = self.start(batch, cache, keys[first : first + size], wanted)
-      texts += self.texts(self.advance(state, wanted))
+      state, _ = self.finish(state, wanted, seconds)
+      texts += self.texts(state)
     return texts
 
 
@@ -124,11 +154,15 @@ def sequence_keys(key: Key, count: int, first: int = 0) -> SequenceKeys:
 class Timing(NamedTuple):
   """A timed batch: its texts, each one's rounds by accepted drafts, the last state, and seconds.
 
-  `decode` has the seconds of each repeat, from the prompt's last token to the last one emitted.
+  `tallies` are the last repeat's `Pacer.tallies`, and `rounds` what rounds were measured to take,
+  where draft lengths are chosen. `decode` has the seconds of each repeat, from the prompt's last
+  token to the last one emitted.
   """
 
   texts: list[list[int]]
   acceptances: list[list[int]]
+  tallies: dict[int, list[int]]
+  rounds: RoundSeconds | None
   state: LoopState
   compile: float
   prefill: float
@@ -148,16 +182,21 @@ def measure(
 
   Repeats decode from the same cache, rolled back to the prompts.
   """
-  compile_seconds = compile_all(generator, prompts, keys, slots=slots, wanted=wanted)
+  clock = time.perf_counter()
+  rounds = compile_all(generator, prompts, keys, slots=slots, wanted=wanted)
+  compile_seconds = time.perf_counter() - clock
   clock = time.perf_counter()
   cache = jax.block_until_ready(generator.prefill(prompts, slots))
   prefill_seconds = time.perf_counter() - clock
   seconds = []
-  for state in _decode_repeatedly(generator, prompts, cache, keys, wanted, 1 + repeats, seconds):
-    last = state
+  runs = _decode_repeatedly(generator, prompts, cache, keys, wanted, 1 + repeats, rounds, seconds)
+  for state, tally in runs:
+    last, tallies = state, tally
   return Timing(
     texts=generator.texts(last),
     acceptances=np.asarray(last.acceptances).tolist(),
+    tallies=tallies,
+    rounds=rounds,
     state=last,
     compile=compile_seconds,
     prefill=prefill_seconds,
@@ -166,23 +205,39 @@ def measure(
 
 
 def _decode_repeatedly(
-  generator, prompts, cache, keys, wanted, times, seconds
-) -> Iterator[LoopState]:
+  generator, prompts, cache, keys, wanted, times, rounds, seconds
+) -> Iterator[tuple[LoopState, dict[int, list[int]]]]:
   for _ in range(times):
     clock = time.perf_counter()
     state = generator.start(prompts, cache, keys, wanted)
-    state = jax.block_until_ready(generator.advance(state, wanted))
+    state, tallies = jax.block_until_ready(generator.finish(state, wanted, rounds))
     seconds.append(time.perf_counter() - clock)
     cache = state.cache.with_lengths(prompts.lengths - 1)
-    yield state
+    yield state, tallies
 
 
 def compile_all(
   generator: Generator, prompts: Prompts, keys: SequenceKeys, *, slots: int, wanted: int
-) -> float:
-  """Compiles the programs by running one chunk, the start and no round; seconds it took."""
-  clock = time.perf_counter()
-  short = pad([[0, 0]] * prompts.tokens.shape[0])
-  state = generator.start(prompts, generator.prefill(short, slots), keys, wanted)
-  jax.block_until_ready(generator.advance(state, 0))
-  return time.perf_counter() - clock
+) -> RoundSeconds | None:
+  """Compiles the programs by running one chunk, the start and no round; see `measure_rounds`."""
+  size = prompts.tokens.shape[0]
+  short = pad([[0, 0]] * size)
+  state = generator.start(short, generator.prefill(short, slots), keys, wanted)
+  if not generator.method.draft_lengths:
+    jax.block_until_ready(generator.advance(state, 0))
+  del state
+  return measure_rounds(generator, size, slots=slots, wanted=wanted)
+
+
+def measure_rounds(
+  generator: Generator, size: int, *, slots: int, wanted: int
+) -> RoundSeconds | None:
+  """What rounds of `size` sequences take, over caches of nothing; None of one draft length."""
+  short, keys = pad([[0, 0]] * size), sequence_keys(jax.random.key(0), size)
+
+  def begin(context: int) -> LoopState:
+    lengths = jnp.full(size, context, jnp.int32)
+    cache = generator.empty_cache(size, slots).with_lengths(lengths)
+    return generator.start(short, cache, keys, wanted)
+
+  return generator.round_seconds(begin, slots, wanted)

@@ -1,7 +1,9 @@
 """What a round's phases cost: each timed as a program of its own, of the fused round's shapes.
 
-A round is one compiled program, so its phases have no seconds of their own. The sum of these and
-the fused round differ by what fusing saves, and by what crossing to the host costs.
+A round is one compiled program, so its phases have no seconds of their own. Each phase's program
+runs it many times in a loop on the device, as rounds follow one another: called once at a time, a
+program also pays for its memory, for waking the cores and for the trip to the host, together as
+much again as a phase. The sum of the phases and the fused round differ by what fusing saves.
 """
 
 import functools
@@ -12,92 +14,163 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from models.decoding.draft import Drafts
 from models.decoding.generate import Generator
-from models.decoding.loop import (
+from models.decoding.loop import advance_rounds
+from models.decoding.method import Method
+from models.decoding.round import (
   LoopState,
-  Method,
-  advance_rounds,
   draft_round,
+  gather_anew,
   observe_round,
-  select_for_round,
+  select_anew,
   verify_and_emit,
 )
-from models.decoding.selectors.base import InLayerSelector, Selection
+from models.decoding.selectors.base import InLayerSelector
 from models.transformer import Parameters, Transformer
 
-REPEATS = 3
+REPEATS, ROUNDS = 5, 8
+
+# (model, parameters, method, state, what phases before made) -> (state, the same, what it makes)
+Phase = Callable[[Transformer, Parameters, Method, LoopState, Any], tuple[LoopState, Any, Any]]
 
 
-@functools.partial(jax.jit, static_argnames=("model", "method"))
-def _select(model: Transformer, method: Method, state: LoopState) -> Selection | None:
-  return select_for_round(model, method, state)
+def _select(model, parameters, method, state, made):
+  del parameters
+  return state, made, select_anew(model, method, state)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "method"), donate_argnames="state")
-def _draft(
+def _gather(model, parameters, method, state, selection):
+  del model, parameters
+  return state, selection, gather_anew(method, state, selection)
+
+
+def _draft(model, parameters, method, state, made):
+  selection, scratch = made
+  drafts = draft_round(model, parameters, method, state, selection, scratch, state.keys)
+  scratch = scratch and drafts.scratch  # which the steps have written to
+  return (
+    state._replace(cache=drafts.cache),
+    (selection, scratch),
+    drafts._replace(cache=None, scratch=()),
+  )
+
+
+def _verify(model, parameters, method, state, drafts):
+  own = drafts._replace(cache=state.cache)
+  state, _ = verify_and_emit(model, parameters, method, state, own, state.keys, None)
+  return state, drafts, None
+
+
+def _verify_and_score(model, parameters, method, state, drafts):
+  own, observer = drafts._replace(cache=state.cache), method.observer
+  state, observation = verify_and_emit(model, parameters, method, state, own, state.keys, observer)
+  return observe_round(method, state, observation), drafts, None
+
+
+def _round(model, parameters, method, state, made):
+  unwatched = jnp.zeros_like(state.ended)
+  state, _ = advance_rounds(model, parameters, method, state, jnp.int32(1), unwatched)
+  return state, made, None
+
+
+@functools.partial(
+  jax.jit, static_argnames=("model", "method", "phase"), donate_argnames=("state", "made", "out")
+)
+def _repeat(
   model: Transformer,
   parameters: Parameters,
   method: Method,
+  phase: Phase,
   state: LoopState,
-  selection: Selection | None,
-) -> tuple[LoopState, Drafts]:
-  """The drafts without their cache, which is the state's."""
-  drafts = draft_round(model, parameters, method, state, selection, state.keys)
-  return state._replace(cache=drafts.cache), drafts._replace(cache=None)
+  made: Any,
+  out: Any,
+  times: jax.Array,
+) -> tuple[LoopState, Any, Any]:
+  """The phase `times` times from the same state, what it makes over `out`; all are donated."""
+
+  def step(i, carry):
+    old, made, _ = carry
+    # Nothing of a step is the same in all of them, to the compiler: it must not be done but once.
+    varied = functools.partial(jax.tree.map, functools.partial(_varied, zero=jnp.minimum(i, 0)))
+    if old.selecting is not None:
+      old = old._replace(selecting=old.selecting._replace(known=varied(old.selecting.known)))
+    new, made, out = phase(model, parameters, method, old, varied(made))
+    return _rewound(new, state), made, out
+
+  return jax.lax.fori_loop(0, times, step, (state, made, out))
 
 
-@functools.partial(jax.jit, static_argnames=("model", "method"), donate_argnames="state")
-def _verify(
-  model: Transformer, parameters: Parameters, method: Method, state: LoopState, drafts: Drafts
-) -> LoopState:
-  drafts = drafts._replace(cache=state.cache)
-  state, observation = verify_and_emit(
-    model, parameters, method, state, drafts, state.keys, method.observer
-  )
-  return observe_round(method, state, observation)
+def _varied(leaf: jax.Array, zero: jax.Array) -> jax.Array:
+  """The array itself; counts and positions with a zero added that is known only when it runs."""
+  return leaf + zero if leaf.dtype == jnp.int32 else leaf
 
 
-def time_phases(generator: Generator, state: LoopState) -> dict[str, float]:
-  """Median seconds of `select`, `draft` (gathers, then steps) and `verify` (accepts and observes),
-  and of the fused `round`; nothing without a selector.
+def _rewound(state: LoopState, to: LoopState) -> LoopState:
+  """As long as it was, wanting more, and with a selection that is not due."""
+  selecting = state.selecting
+  if selecting is not None and to.selecting is not None:
+    selecting = selecting._replace(rounds=to.selecting.rounds)
+  cache = state.cache.with_lengths(to.cache.lengths)
+  return state._replace(selecting=selecting, cache=cache, emitted=to.emitted, ended=to.ended)
 
-  `state` is donated. Its texts are overwritten: only its lengths matter.
+
+def time_phases(generator: Generator, state: LoopState) -> tuple[dict[str, float], LoopState]:
+  """Median seconds of a round's phases and of the fused `round`; nothing without drafts.
+
+  `select` is the top-k, `gather` the copies, `draft` the steps, `verify` the full attention with
+  acceptance, `score` what the selector's masses add to it: a difference of two programs' times. Of
+  a selection that holds for several rounds, `select` and `gather` are those of a round that makes
+  it anew, and `round` is one that keeps it.
+
+  `state` is donated, and returned; what follows a text in its cache is overwritten.
   """
+  method = generator.method
+  if not method.draft_length:
+    return {}, state
+  state = _hungry(state)
+  names: tuple[str, ...] = ("select", "gather", "draft", "verify", "score")
+  seconds = dict.fromkeys(names, 0.0)
+  selection = scratch = None
+  if not isinstance(method.selector, InLayerSelector):
+    if method.refresh:
+      seconds["select"], state, _, selection = _timed(generator, _select, state, None)
+      seconds["gather"], state, selection, scratch = _timed(generator, _gather, state, selection)
+    else:  # made once, before the first round
+      assert state.selecting is not None and state.selecting.held is not None
+      selection = jax.tree.map(jnp.copy, state.selecting.held.selection)
+      _, state, selection, scratch = _timed(generator, _gather, state, selection)
+  made = selection, scratch
+  seconds["draft"], state, _, drafts = _timed(generator, _draft, state, made)
+  seconds["verify"], state, drafts, _ = _timed(generator, _verify, state, drafts)
+  if method.observer is not None and method.observer.rows_scored(method.draft_length + 1):
+    whole, state, _, _ = _timed(generator, _verify_and_score, state, drafts)
+    seconds["score"] = max(whole - seconds["verify"], 0.0)
+  seconds["round"], state, _, _ = _timed(generator, _round, state, None)
+  return seconds, state
+
+
+def _hungry(state: LoopState) -> LoopState:
+  """A state whose sequences want all of their tokens; and nothing that is held is due."""
+  selecting = state.selecting
+  if selecting is not None:
+    selecting = selecting._replace(rounds=jnp.zeros_like(selecting.rounds))
+  nothing = jnp.zeros_like(state.emitted)
+  return state._replace(selecting=selecting, emitted=nothing, ended=jnp.zeros_like(state.ended))
+
+
+def _timed(
+  generator: Generator, phase: Phase, state: LoopState, made: Any
+) -> tuple[float, LoopState, Any, Any]:
+  """(median seconds of one, the state, `made`, what the phase makes); both are donated."""
   model, parameters, method = generator.model, generator.parameters, generator.method
-  if method.selector is None:
-    return {}
-  lengths, emitted = np.asarray(state.cache.lengths), np.zeros_like(np.asarray(state.emitted))
-  seconds: dict[str, list[float]] = {}
-
-  def timed(name: str, program: Callable[..., Any], *arguments: Any) -> Any:
+  shapes = jax.eval_shape(lambda s, m: phase(model, parameters, method, s, m)[2], state, made)
+  out = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+  seconds = []
+  for times in (1, *[ROUNDS] * REPEATS):  # the first compiles
     clock = time.perf_counter()
-    out = jax.block_until_ready(program(*arguments))
-    seconds.setdefault(name, []).append(time.perf_counter() - clock)
-    return out
-
-  for _ in range(1 + REPEATS):  # the first compiles
-    state = _rewound(state, lengths, emitted)
-    selection = None
-    if not isinstance(method.selector, InLayerSelector):
-      selection = timed("select", _select, model, method, state)
-    state, drafts = timed("draft", _draft, model, parameters, method, state, selection)
-    state = timed("verify", _verify, model, parameters, method, state, drafts)
-    state = _rewound(state, lengths, emitted)
-    unwatched = jnp.zeros(len(lengths), bool)
-    state, _ = timed(
-      *("round", advance_rounds, model, parameters, method, state),
-      *(jnp.int32(1), unwatched),
+    state, made, out = jax.block_until_ready(
+      _repeat(model, parameters, method, phase, state, made, out, jnp.int32(times))
     )
-  return {name: statistics.median(values[1:]) for name, values in seconds.items()}
-
-
-def _rewound(state: LoopState, lengths: np.ndarray, emitted: np.ndarray) -> LoopState:
-  """As long as it was, and wanting more."""
-  return state._replace(
-    cache=state.cache.with_lengths(jnp.asarray(lengths)),
-    emitted=jnp.asarray(emitted),
-    ended=jnp.zeros_like(state.ended),
-  )
+    seconds.append((time.perf_counter() - clock) / times)
+  return statistics.median(seconds[1:]), state, made, out

@@ -26,7 +26,7 @@ class Roofline:
     kv_bytes_per_token: k, over all layers.
     mean_context: L, over the sequences and the run.
     batch_size: B.
-    draft_length: gamma; 0 decodes autoregressively.
+    draft_length: gamma, or its mean where rounds differ; 0 decodes autoregressively.
     kv_budget: entries that a draft step attends to, the tail not included.
     selection_bytes_per_token: written and read again per cached token to select, over all layers.
     dense_layers: share of the layers in which drafts attend to everything.
@@ -37,7 +37,7 @@ class Roofline:
   kv_bytes_per_token: int
   mean_context: float
   batch_size: int
-  draft_length: int
+  draft_length: float
   kv_budget: int
   selection_bytes_per_token: int
   dense_layers: float = 0.0
@@ -77,9 +77,15 @@ class Roofline:
 
 
 def of(
-  config: ModelConfig, method: Method, *, itemsize: int, mean_context: float, batch_size: int
+  config: ModelConfig,
+  method: Method,
+  *,
+  itemsize: int,
+  mean_context: float,
+  batch_size: int,
+  draft_length: float | None = None,
 ) -> Roofline:
-  """The roofline of a run."""
+  """The roofline of a run; `draft_length` is the mean over rounds where the method chooses."""
   embedding = 0 if config.tied_embeddings else config.vocabulary * config.width
   if config.family == "gpt":
     embedding += config.context * config.width
@@ -93,7 +99,7 @@ def of(
     kv_bytes_per_token=config.kv_bytes(itemsize),
     mean_context=mean_context,
     batch_size=batch_size,
-    draft_length=gamma,
+    draft_length=gamma if draft_length is None else draft_length,
     kv_budget=selector.budget.at(round(mean_context)) if selector else 0,
     # float32 scores per row and query head, written once and read once
     selection_bytes_per_token=2 * 4 * rows * (config.layers - dense) * config.heads // page_size,

@@ -50,9 +50,13 @@ def folder(tmp_path_factory):
 
 def _write_wrong_inputs(folder):
   shape = json.loads((folder / "model" / "model.json").read_text())
-  for name, field in (("vocabulary", "vocabulary"), ("shape", "width")):
+  for name, change in {
+    "vocabulary": {"vocabulary": 512},
+    "shape": {"width": 512},
+    "learned": {"family": "gpt"},
+  }.items():
     shutil.copytree(folder / "model", folder / name)
-    other = shape | {"config": shape["config"] | {field: 512}}
+    other = shape | {"config": shape["config"] | change}
     (folder / name / "model.json").write_text(json.dumps(other))
   for name, content in {
     "latin": b'{"prompt": "fine"}\n{"prompt": "\xe9"}\n',
@@ -94,7 +98,7 @@ def test_speculation_is_compared_with_an_autoregressive_run(folder):
   assert set(summary["seconds"]) == {"compile", "prefill", "decode"}
   assert summary["tokens_per_second"] > 0
 
-  assert list(summary["phases"]) == ["select", "draft", "verify", "round"]
+  assert list(summary["phases"]) == ["select", "gather", "draft", "verify", "score", "round"]
   assert "is no text in UTF-8 from byte 128 on; its bytes are taken as they are." in plain.stderr
 
 
@@ -197,6 +201,8 @@ def test_each_mistake_has_its_sentence(folder):
     "a.txt: A prompt of 256 tokens and --max_new_tokens=800 do not": [
       *(model, prompt, "--max_new_tokens=800"),
     ],
+    "learned its 1024 positions": [f"--checkpoint={folder / 'learned'}", prompt, "--context=2048"],
+    "accepte": [model, prompt, "--max_new_tokens=800", "--context=2048"],
     "--method=nonsense is neither autoregressive nor": [model, prompt, "--method=nonsense"],
     "--kv_budget=0.0 selects nothing": [model, prompt, "--method=window", "--kv_budget=0.0"],
     "--draft_length=0 drafts nothing": [model, prompt, "--method=window", "--draft_length=0"],

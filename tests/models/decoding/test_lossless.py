@@ -185,7 +185,7 @@ def test_a_selection_holds_for_its_rounds(tiny, ragged, prefilled):
     rounds = int(state.selecting.rounds[0])
     state = advance(model, parameters, method, state, state.emitted.min() + 1)
     assert state.selecting.rounds.tolist() == [rounds + 1] * 3
-    held.append(np.asarray(state.selecting.held.pages).tobytes())
+    held.append(np.asarray(state.selecting.held.selection.pages).tobytes())
   assert [held[i] == held[i - 1] for i in range(1, 7)] == [True, True, False, True, True, False]
 
 

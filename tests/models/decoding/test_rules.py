@@ -99,7 +99,7 @@ def after_one_verification(name, check, model, parameters, prefilled, prompts, a
   keys = sequence_keys(jax.random.key(0), len(prompts))
   state = start(model, parameters, method, cache, batch.ends(method.prompt_rows), keys, wanted=16)
   if method.refresh == 0:
-    return state.selecting.held, state.token
+    return state.selecting.held.selection, state.token
   rows = jnp.concatenate([state.token[:, None], jnp.asarray(DRAFTS, jnp.int32)], axis=1)
   seen = jax.jit(check, static_argnames=("model", "selector"))(
     model, parameters, state.cache, rows, selector

@@ -1,0 +1,176 @@
+"""Times every selector beside autoregressive decoding, interleaved, at one context and batch size.
+
+    python -m experiments.throughput --length=16384 --batch_size=1 --workdir=runs/throughput
+
+Each method decodes the same prompts from one prefilled cache, rolled back between turns; the
+methods take turns, and a speed-up is the median over rounds of two times of one round. Beside it
+stand two predictions: the roofline's, from bytes alone, and that of the measured phases, each timed
+as a program of its own. Texts are judged by the autoregressive ones.
+
+A method is written as a selector with its settings: `specattn,draft_length=6,page_size=16`.
+"""
+
+import functools
+import statistics
+import time
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import flags
+
+from experiments import data, program, prompts, reference_run, run_log
+from experiments.generate_report import acceptance_by_position, acceptance_length
+from models.decoding import roofline
+from models.decoding.generate import Generator, Prompts, pad, sequence_keys, slots_for
+from models.decoding.method import Method
+from models.decoding.phases import time_phases
+from models.decoding.selectors import Budget, make_selector
+from models.transformer import Parameters, Transformer
+from models.weights import checkpoint
+
+FLAGS = flags.FLAGS
+_positive = functools.partial(flags.DEFINE_integer, lower_bound=1)
+
+flags.DEFINE_string(
+  "checkpoint", "experiments/checkpoints/retrieval", "Folder of the model's checkpoint."
+)
+flags.DEFINE_enum("kind", "editing", list(prompts.KINDS), "Of the prompts.")
+_positive("length", 16_384, "Tokens of a whole text: the prompt's and the new ones.")
+_positive("batch_size", 1, "Prompts decoded together.")
+_positive("new_tokens", 192, "Tokens to decode of each prompt.")
+_positive("rounds", 3, "Times that each method is timed, behind one to warm up.")
+flags.DEFINE_multi_string(
+  "methods", ["specattn,page_size=16", "window"], "Methods with their settings; repeatable."
+)
+flags.DEFINE_bool("phases", True, "Time the phases of each method too.")
+AUTOREGRESSIVE = "autoregressive"
+
+
+class Plan(NamedTuple):
+  """A checked request: `methods` by what they are written as, the autoregressive one first."""
+
+  model: Transformer
+  methods: dict[str, Method]
+  prompts: list[bytes]
+  slots: int
+
+
+def method_of(text: str) -> Method:
+  """`quest,draft_length=4,kv_budget=0.05,page_size=16` as a method.
+
+  Raises ValueError, naming the flag, for what is no setting or no number.
+  """
+  name, *given = text.split(",")
+  pairs = (setting.partition("=") for setting in given)
+  settings: dict[str, Any] = {key: value for key, _, value in pairs}
+  try:
+    gamma = int(settings.pop("draft_length", 6))
+    budget = Budget.parse(settings.pop("kv_budget", "0.07"))
+    settings = {key: int(value) for key, value in settings.items()}
+  except ValueError as error:
+    raise ValueError(f"--methods={text}: {error}") from error
+  return Method(make_selector(name, budget, **settings), gamma)
+
+
+def check() -> Plan:
+  """Refuses mistakes before anything is written or compiled."""
+  run_log.check_workdir(program.workdir(), program.name())
+  model = checkpoint.load_model(FLAGS.checkpoint)
+  methods = {AUTOREGRESSIVE: Method()} | {text: method_of(text) for text in FLAGS.methods}
+  length, wanted = FLAGS.length - FLAGS.new_tokens, FLAGS.new_tokens
+  if length < 1:
+    raise ValueError(f"--length={FLAGS.length} leaves no prompt before --new_tokens={wanted}.")
+  slots = max(slots_for(model.config, method, length, wanted) for method in methods.values())
+  corpus = data.load_corpus("stdlib")
+  made = prompts.make(corpus, FLAGS.kind, length, FLAGS.batch_size, wanted, FLAGS.seed)
+  return Plan(model, methods, [prompt.prompt.encode() for prompt in made], slots)
+
+
+def main(plan: Plan) -> None:
+  with program.mistakes():
+    _, parameters = checkpoint.load(FLAGS.checkpoint)
+  log = run_log.RunLog.start(program.workdir(), program.name())
+  generators = {
+    text: Generator(plan.model, parameters, method) for text, method in plan.methods.items()
+  }
+  found = _measure(generators, pad(plan.prompts), plan.slots, log)
+  reference, base = found[AUTOREGRESSIVE]["texts"], found[AUTOREGRESSIVE]
+  for text, own in found.items():
+    own |= _judged(generators[AUTOREGRESSIVE], plan, own, reference)
+    own |= _summarized(plan, parameters, plan.methods[text], own, base)
+  names = ("kind", "length", "batch_size", "new_tokens", "checkpoint")
+  summary = {"methods": found, **{name: FLAGS[name].value for name in names}}
+  log.finish(summary, f"{len(found)} methods at {FLAGS.length:,} tokens")
+
+
+def _measure(
+  generators: dict[str, Generator], batch: Prompts, slots: int, log: run_log.RunLog
+) -> dict[str, dict[str, Any]]:
+  """Of each method: seconds of every round, texts, rounds by accepted drafts, phases."""
+  found: dict[str, dict[str, Any]] = {text: {"seconds": [], "phases": {}} for text in generators}
+  keys = sequence_keys(jax.random.key(FLAGS.seed), len(batch.lengths))
+  clock = time.perf_counter()
+  cache = jax.block_until_ready(generators[AUTOREGRESSIVE].prefill(batch, slots))
+  print(f"prefill {time.perf_counter() - clock:.1f} s", flush=True)
+  for number in range(1 + FLAGS.rounds):
+    for text, generator in generators.items():
+      clock = time.perf_counter()
+      state = generator.start(batch, cache.with_lengths(batch.lengths - 1), keys, FLAGS.new_tokens)
+      state = jax.block_until_ready(generator.advance(state, FLAGS.new_tokens))
+      seconds, own = time.perf_counter() - clock, found[text]
+      own["texts"] = generator.texts(state)
+      own["acceptances"] = np.asarray(state.acceptances).tolist()
+      if number:
+        own["seconds"].append(seconds)
+        log.metric(method=text, round=number, decode_seconds=seconds)
+      if (
+        number == FLAGS.rounds and FLAGS.phases
+      ):  # they leave the prompts in the cache as they were
+        own["phases"], state = time_phases(generator, state)
+      cache = state.cache
+    print(f"round {number} of {FLAGS.rounds}" if number else "warmed up", flush=True)
+  for own in found.values():
+    pairs = zip(found[AUTOREGRESSIVE]["seconds"], own["seconds"], strict=True)
+    own["speedups"] = [base / seconds for base, seconds in pairs]
+  return found
+
+
+def _judged(
+  generator: Generator, plan: Plan, own: dict[str, Any], reference: list[list[int]]
+) -> dict[str, Any]:
+  """Whether the texts, which are left out from here on, are the autoregressive ones."""
+  return reference_run.verdict(
+    *(generator, plan.slots, plan.prompts, own.pop("texts"), reference, FLAGS.new_tokens)
+  )
+
+
+def _summarized(
+  plan: Plan, parameters: Parameters, method: Method, own: dict[str, Any], base: dict[str, Any]
+) -> dict[str, Any]:
+  """What follows from a method's measurements, and what was to be expected."""
+  by_accepted = [sum(column) for column in zip(*own["acceptances"], strict=True)]
+  length = acceptance_length(by_accepted)
+  bound = roofline.of(
+    *(plan.model.config, method),
+    itemsize=jax.tree.leaves(parameters)[0].dtype.itemsize,
+    mean_context=FLAGS.length - FLAGS.new_tokens / 2,
+    batch_size=FLAGS.batch_size,
+  )
+  # A batch is done when its slowest sequence is; the first token is an autoregressive step's.
+  rounds = max(sum(each) for each in own["acceptances"])
+  step = statistics.median(base["seconds"]) / FLAGS.new_tokens
+  parts = sum(own["phases"].values()) - own["phases"].get("round", 0.0)
+  return {
+    "tokens_per_second": FLAGS.new_tokens * FLAGS.batch_size / statistics.median(own["seconds"]),
+    "speedup": statistics.median(own["speedups"]),
+    "acceptance_length": length,
+    "acceptance_by_position": acceptance_by_position(by_accepted),
+    "rho": bound.rho,
+    "roofline_speedup": bound.speedup(length),
+    "phases_speedup": FLAGS.new_tokens * step / (step + rounds * parts) if parts else None,
+  }
+
+
+if __name__ == "__main__":
+  program.run(main, check)

@@ -1,0 +1,65 @@
+"""The throughput table and the methods that its runs are given as text."""
+
+import pytest
+
+from experiments import throughput as program
+from experiments.tables import throughput
+from experiments.tables.table import NOT_MEASURED
+
+
+def _own(seconds, speedup, predicted=None, **phases):
+  return {
+    "seconds": seconds, "speedup": speedup, "tokens_per_second": 10.0, "acceptance_length": 3.0,
+    "roofline_speedup": 2.5, "phases_speedup": predicted, "phases": phases,
+    "identical_to_autoregressive": True, "near_ties": 0,
+  }  # fmt: skip
+
+
+def _cell():
+  phases = {"select": 1.0, "gather": 2.0, "draft": 3.0, "verify": 13.0, "score": 1.0, "round": 21.0}
+  methods = {
+    "autoregressive": _own([9.0, 9.0, 9.0], 1.0),
+    "specattn,page_size=16": _own([3.0, 4.5, 3.0], 3.0, 3.2, **phases),
+    "window": _own([6.0, 4.5, 4.5], 2.0),
+    "quest,draft_length=4": _own([4.0, 5.0, 9.0], 1.8),
+    "pillar": _own([1.0, 1.0, 1.0], 9.0),
+  }
+  return {"length": 16_384, "batch_size": 1, "methods": methods}
+
+
+def test_the_fastest_unscored_selector_is_compared_round_by_round():
+  assert throughput.over_unscored(_cell()) == 1.5  # of 2, 1 and 1.5, by window
+  assert throughput.over_unscored({"methods": {}}) is None
+
+
+def test_shares_are_of_the_phases_without_the_round():
+  cell = _cell()
+  own = cell["methods"]["specattn,page_size=16"]
+  row = throughput._row(cell, "specattn,page_size=16", own)
+  cells = dict(zip(throughput._COLUMNS, row, strict=True))
+  assert cells["verify"] == "65.0%" and cells["score, select"] == "10.0%"
+  assert cells["round over its phases"] == "1.05×" and cells["of that"] == "0.938"
+
+
+def test_nothing_measured(tmp_path):
+  assert NOT_MEASURED in throughput.table(tmp_path).markdown()
+
+
+def test_methods_as_text():
+  made = program.method_of("quest,draft_length=4,kv_budget=0.05,page_size=32")
+  assert (made.draft_length, made.selector.page_size, made.selector.dense_layers) == (4, 32, 2)
+  assert float(made.selector.budget.ratio) == 0.05
+
+
+@pytest.mark.parametrize(
+  ("text", "sentence"),
+  [
+    ("spec", "There is no selector 'spec'"),
+    ("window,page_size=x", "--methods=window,page_size=x: "),
+    ("window,rows=2", "--rows is no setting of the selector window"),
+    ("window,draft_length=0", "--draft_length=0 drafts nothing"),
+  ],
+)
+def test_methods_that_are_none(text, sentence):
+  with pytest.raises(ValueError, match=sentence):
+    program.method_of(text)
