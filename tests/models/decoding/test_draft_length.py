@@ -1,4 +1,4 @@
-"""The draft length that pays best: held to expectations made by listing every outcome of a round."""
+"""The draft length that pays best, against expectations made by listing a round's every outcome."""
 
 import itertools
 
@@ -67,7 +67,7 @@ def test_standing_is_the_mean_of_texts_with_chances_of_their_own():
 
 def test_what_was_seen_long_ago_counts_less():
   seen = Seen().after([200, 0]).after([0, 200])
-  assert seen.standing(1)[0] > 0.9
+  assert seen.standing(1)[0] > 0.85  # and not half
 
 
 def test_costs_lie_on_a_line_between_contexts():
