@@ -109,6 +109,12 @@ def test_where_no_draft_could_pay_none_is_tried():
   assert simulate(seconds, lambda _: 1.0, 500)[1] == [Stretch(0, 500)]
 
 
+def test_tries_that_fail_grow_rare():
+  _, used = simulate(SECONDS, lambda _: 0.05, 3000)
+  tries = sum(s.draft_length > 0 for s in used[10:])
+  assert 3 <= tries <= 9  # 32, 64, ..., 512 rounds apart; 32 apart they would be 80
+
+
 def test_a_text_that_begins_to_repeat_is_noticed():
   _, used = simulate(SECONDS, lambda token: 0.98 if token > 400 else 0.1, 1500)
   assert sum(s.rounds for s in used if s.draft_length >= 6) > 50
