@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from experiments import hardware, plan_report, program, train
+from experiments import hardware, plan_report, program, training_flags
 from experiments.plan_costs import elements, profile_of, workspace
 from experiments.run_log import RunLog, check_workdir
 from models.config import PRESETS, ModelConfig
@@ -36,7 +36,7 @@ from schedules.simulate import Profile
 from schedules.steps import Kind, Tier, Work
 
 FLAGS = flags.FLAGS
-flags.adopt_module_key_flags(train)
+flags.adopt_module_key_flags(training_flags)
 flags.DEFINE_string(
   "hardware", "measure", f"A profile ({', '.join(hardware.names())}), its file, or measure."
 )
