@@ -72,8 +72,8 @@ def test_what_was_seen_long_ago_counts_less():
 
 def test_costs_lie_on_a_line_between_contexts():
   costs = RoundSeconds((100, 300), {0: (1.0, 2.0), 4: (3.0, 3.0)})
-  assert costs.at(150) == {0: 1.25, 4: 3.0}
-  assert costs.at(1)[0] == 1.0 and costs.at(900)[0] == 2.0
+  assert costs.at(150.0) == {0: 1.25, 4: 3.0}
+  assert costs.at(1.0)[0] == 1.0 and costs.at(900.0)[0] == 2.0
 
 
 def simulate(seconds, alpha, wanted):
