@@ -146,13 +146,13 @@ class ContinuousBatch:
 
   def _filled(self, context: int) -> LoopState:
     """Every place with so many tokens of nothing, to measure with: the caller may donate it."""
-    generator, lengths = self.generator, jnp.full(1, context, jnp.int32)
-    self.state = None
+    generator, self.state = self.generator, None
     for place in range(self.size):
       cache = self._spare
       if cache is None:
         cache = generator.empty_cache(1, self.slots)
       keys = sequence_keys(jax.random.key(0), 1)
+      lengths = jnp.full(1, context, jnp.int32)  # donated with the cache
       self._seat(
         place, generator.start(pad([[0, 0]]), cache.with_lengths(lengths), keys, self.wanted)
       )

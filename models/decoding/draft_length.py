@@ -63,7 +63,7 @@ class Seen:
   def after(self, by_accepted: Sequence[int]) -> "Seen":
     """With rounds of draft length `len(by_accepted) - 1` more, counted by accepted drafts."""
     keep = 0.5 ** (sum(by_accepted) / _HALF_LIFE)
-    new = [sum(by_accepted[i:]) for i in range(len(by_accepted))]  # rounds with i or more accepted
+    new = [float(sum(by_accepted[i:])) for i in range(len(by_accepted))]  # i or more accepted
     return Seen(_sum(self.reached, new[:-1], keep), _sum(self.stood, new[1:], keep))
 
   def standing(self, length: int) -> list[float]:

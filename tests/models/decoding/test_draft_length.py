@@ -1,4 +1,4 @@
-"""The draft length that pays best: held to expectations made by listing every outcome of a round."""
+"""The draft length that pays best, against expectations made by listing a round's every outcome."""
 
 import itertools
 
@@ -67,13 +67,13 @@ def test_standing_is_the_mean_of_texts_with_chances_of_their_own():
 
 def test_what_was_seen_long_ago_counts_less():
   seen = Seen().after([200, 0]).after([0, 200])
-  assert seen.standing(1)[0] > 0.9
+  assert seen.standing(1)[0] > 0.85  # and not half
 
 
 def test_costs_lie_on_a_line_between_contexts():
   costs = RoundSeconds((100, 300), {0: (1.0, 2.0), 4: (3.0, 3.0)})
-  assert costs.at(150) == {0: 1.25, 4: 3.0}
-  assert costs.at(1)[0] == 1.0 and costs.at(900)[0] == 2.0
+  assert costs.at(150.0) == {0: 1.25, 4: 3.0}
+  assert costs.at(1.0)[0] == 1.0 and costs.at(900.0)[0] == 2.0
 
 
 def simulate(seconds, alpha, wanted):
@@ -107,6 +107,12 @@ def test_choosing_costs_little_against_the_best_fixed_length(alpha):
 def test_where_no_draft_could_pay_none_is_tried():
   seconds = {0: 1.0, 1: 2.5, 4: 6.0}
   assert simulate(seconds, lambda _: 1.0, 500)[1] == [Stretch(0, 500)]
+
+
+def test_tries_that_fail_grow_rare():
+  _, used = simulate(SECONDS, lambda _: 0.05, 3000)
+  tries = sum(s.draft_length > 0 for s in used[10:])
+  assert 3 <= tries <= 9  # 32, 64, ..., 512 rounds apart; 32 apart they would be 80
 
 
 def test_a_text_that_begins_to_repeat_is_noticed():
