@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
@@ -120,12 +121,13 @@ def _write(job: Job, generator: Generator, folder: Path) -> None:
     "lookup_tokens": _LOOKUP.value,
   }
   (folder / "job.json").write_text(json.dumps(described))
-  np.savez(folder / "weights.npz", **llama.weights(job.model.config, generator.parameters))
+  weights = llama.weights(job.model.config, generator.parameters)
+  np.savez(folder / "weights.npz", allow_pickle=False, **weights)
   arrays = {f"{i:04}": np.frombuffer(text, np.uint8) for i, text in enumerate(texts)}
-  np.savez(folder / "prompts.npz", **arrays)
+  np.savez(folder / "prompts.npz", allow_pickle=False, **arrays)
   tokens = np.frombuffer(texts[0][:_LOGIT_TOKENS], np.uint8).astype(np.int32)
   cache = generator.empty_cache(1, 2 * _LOGIT_TOKENS)
-  seen = verify(job.model, generator.parameters, cache, tokens[None])
+  seen = verify(job.model, generator.parameters, cache, jnp.asarray(tokens[None]))
   np.savez(folder / "logits.npz", tokens=tokens, logits=np.asarray(seen.logits[0]))
 
 

@@ -129,8 +129,8 @@ def time_phases(generator: Generator, state: LoopState) -> tuple[dict[str, float
   if not method.draft_length:
     return {}, state
   state = _hungry(state)
-  seconds: dict[str, float] = {}
-  seconds |= dict.fromkeys(("select", "gather", "draft", "verify", "score"), 0.0)
+  names = ("select", "gather", "draft", "verify", "score")
+  seconds: dict[str, float] = dict.fromkeys(names, 0.0)
   selection = scratch = None
   if not isinstance(method.selector, InLayerSelector):
     if method.refresh:
