@@ -62,7 +62,7 @@ flags.DEFINE_integer("evaluation_batches", 8, "Held-out micro-batches at the end
 flags.DEFINE_bool(
   "save_model", True, "Leave the trained model under checkpoint/; it is whole in memory meanwhile."
 )
-flags.DEFINE_bool("dry_run", False, "Print steps, bytes and peaks of the run, and touch nothing.")
+flags.DEFINE_bool("dry_run", False, "Print steps, bytes and peaks of the run, and write nothing.")
 
 _CONFIGURATION = (  # what decides the trained bits: a run goes on only with the same
   *("model", "seed", "schedule", "micro_batches", "micro_batch_size", "sequence_length"),
