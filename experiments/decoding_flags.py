@@ -125,7 +125,7 @@ def method() -> Method:
   if CHUNK % selector.page_size:
     raise ValueError(f"--page_size={selector.page_size} is beyond {CHUNK}; give less.")
   if DRAFT_LENGTH.value == AUTO:
-    return Method(selector, max(LENGTHS), LENGTHS, **common)
+    return Method(selector, max(LENGTHS), draft_lengths=LENGTHS, **common)
   return Method(selector, DRAFT_LENGTH.value, **common)
 
 

@@ -14,19 +14,19 @@ class Method:
   Attributes:
     selector: what drafts attend to; None decodes autoregressively.
     draft_length: tokens drafted per round; 0 without a selector.
-    draft_lengths: all that a text's rounds may have, where each stretch of rounds chooses among
-      them (`pacing.py`); `draft_length` is then one of them.
     end_token: ends a sequence and is its last token; None: nothing does.
     bit_exact: verify row by row, with the bits of autoregressive decoding. These depend on how many
       sequences there are, so it is one at a time (`together`).
+    draft_lengths: all that a text's rounds may have, where each stretch of rounds chooses among
+      them (`pacing.py`); `draft_length` is then one of them.
   """
 
   selector: AnySelector | None = None
   draft_length: int = 0
-  draft_lengths: tuple[int, ...] = ()
   sampler: Sampler = Greedy()  # noqa: RUF009 - a frozen dataclass
   end_token: int | None = None
   bit_exact: bool = False
+  draft_lengths: tuple[int, ...] = ()
 
   def __post_init__(self):
     if self.selector is not None and self.longest < 1:

@@ -37,7 +37,7 @@ class Roofline:
   kv_bytes_per_token: int
   mean_context: float
   batch_size: int
-  draft_length: float
+  draft_length: int | float
   kv_budget: int
   selection_bytes_per_token: int
   dense_layers: float = 0.0

@@ -79,13 +79,14 @@ def test_without_micro_batches_the_curve_is_printed(tmp_path):
 def test_edges_of_a_plan_have_their_sentence(tmp_path):
   """One micro-batch, on a disk that is too small for all the gradients that would wait on it."""
   found = json.loads((hardware.FOLDER / "h200.json").read_text())
-  found["figures"]["ssd_capacity"]["value"] = 52_000_000
+  found["figures"]["ssd_capacity"]["value"] = 40_000_000
   (tmp_path / "own.json").write_text(json.dumps(found))
-  flags = (*SMALL, f"--hardware={tmp_path / 'own.json'}", "--host_memory_budget=24MiB")
-  done = plan(*flags, "--micro_batches=1", f"--workdir={tmp_path / 'run'}")
+  flags = (*SMALL, "--host_memory_budget=24MiB")
+  done = plan(*flags, "--hardware=h200", "--micro_batches=1", f"--workdir={tmp_path / 'run'}")
   assert done.returncode == 0, done.stderr
   assert "With one micro-batch both orders take units alike" in done.stdout
-  done = plan(*flags, "--delayed_fraction=1", f"--workdir={tmp_path / 'other'}")
+  flags = (*flags, f"--hardware={tmp_path / 'own.json'}", "--delayed_fraction=1")
+  done = plan(*flags, f"--workdir={tmp_path / 'other'}")
   assert done.returncode == 2 and "Traceback" not in done.stderr
   assert re.search(
     r"--delayed_fraction=1 does not fit: .* take at most --delayed_fraction=0\.\d+", done.stderr

@@ -7,8 +7,9 @@ import pytest
 from scipy import stats
 
 from models.config import ModelConfig
-from models.decoding import accept, loop
+from models.decoding import accept
 from models.decoding import draft as drafting
+from models.decoding import round as rounds
 from models.decoding.loop import Method
 from models.decoding.sampling import Greedy, Sampling, draw
 from models.decoding.selectors import SELECTORS, Budget, make_selector
@@ -161,7 +162,7 @@ def test_a_wrong_rule_in_the_loop_is_found(small, decode, expected, reference, m
     return accept_sampled(keys, drafts, hidden, lambda x: distribution(x) * 0.5, p)
 
   accept_sampled = accept.accept_sampled
-  monkeypatch.setattr(loop, "accept_sampled", wrong)
+  monkeypatch.setattr(rounds, "accept_sampled", wrong)
   jax.clear_caches()
   counts, p = sampled("window", small, decode), expected(reference)
   jax.clear_caches()
@@ -170,8 +171,8 @@ def test_a_wrong_rule_in_the_loop_is_found(small, decode, expected, reference, m
 
 def test_acceptance_uses_the_very_distribution_drafts_were_drawn_from(small, decode, monkeypatch):
   """To the bit, though it is computed anew."""
-  seen = {"draft": set(), "loop": set()}
-  of_module = {"draft": drafting, "loop": loop}
+  seen = {"draft": set(), "round": set()}
+  of_module = {"draft": drafting, "round": rounds}
   for where, module in of_module.items():
     original = module.draft_distribution
 
@@ -188,8 +189,8 @@ def test_acceptance_uses_the_very_distribution_drafts_were_drawn_from(small, dec
   decode(model, parameters, method, [prompt, prompt[:5]], 30, slots=64)
   jax.effects_barrier()
   jax.clear_caches()
-  assert len(seen["loop"]) > 20
-  assert seen["loop"] <= seen["draft"]
+  assert len(seen["round"]) > 20
+  assert seen["round"] <= seen["draft"]
 
 
 @pytest.mark.parametrize("gamma", [0, 2])
