@@ -231,11 +231,11 @@ def _together(calls: list[Call], alone: list[float]) -> list[float]:
   each: list[float] = [0.0] * len(calls)
 
   def repeat(i: int) -> None:
-    count = 0
-    while time.perf_counter() - start < seconds:
+    count, begun = 0, time.perf_counter()
+    while count == 0 or time.perf_counter() - start < seconds:  # a thread may begin late
       jax.block_until_ready(calls[i]())
       count += 1
-    each[i] = (time.perf_counter() - start) / count
+    each[i] = (time.perf_counter() - begun) / count
 
   workers = [threading.Thread(target=repeat, args=(i,)) for i in range(len(calls))]
   for worker in workers:
