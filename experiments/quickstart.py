@@ -1,5 +1,8 @@
 """The main job in small: train from SSD under two schedules, train on, decode long prompts, report.
 
+What decodes is the kept model that was trained to copy: a few minutes of training teach a model to
+look at nearby text only.
+
 Each stage is one of the public programs, run as anyone would type it; its flag file is in
 experiments/flags/quickstart. Run by scripts/quickstart, which makes the environment first.
 """
@@ -23,6 +26,7 @@ _QUICK = flags.DEFINE_bool("quick", False, "Short settings: shows that it works,
 _DATA = flags.DEFINE_string("data", "stdlib", "Text to train on: stdlib, a folder, or a file.")
 
 FLAG_FILES = Path("experiments/flags/quickstart")
+CHECKPOINT = Path("experiments/checkpoints/retrieval")
 FOLDER = "results/quickstart"
 PROMPTS, PROMPT_LENGTH = 2, 8192
 
@@ -77,7 +81,7 @@ def stages(folder: Path, corpus: str) -> list[Stage]:
   out.append(
     Stage("training", "train", "training", "Trains on in vertical order.", (200, 30), (text,))
   )
-  decode = [f"--checkpoint={folder / 'training' / 'checkpoint'}"]
+  decode = [f"--checkpoint={CHECKPOINT}"]
   decode += [f"--prompt_file={path}" for path in prompt_files(folder)]
   for method in decoding.METHODS:
     says = f"Continues {PROMPTS} held-out prompts of {PROMPT_LENGTH:,} bytes by {method} decoding."

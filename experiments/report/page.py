@@ -185,8 +185,8 @@ def _sample(folder: Path, decode_runs: dict[str, dict[str, Any]]) -> str:
     "<h2>What it writes</h2>"
     + html.paragraphs(
       f"The end of a held-out prompt of {prompt_file.stat().st_size:,} bytes, and what the model"
-      " wrote behind it (marked). A few minutes of training teach it the shape of Python, not"
-      " its meaning."
+      " wrote behind it (marked). An hour of training taught it the shape of Python, not its"
+      " meaning."
     )
     + f'<pre><span class="prompt">…{html.escape(tail)}</span><mark>{html.escape(text)}</mark></pre>'
   )
@@ -199,8 +199,8 @@ def _trust() -> str:
     "The device here is the processor itself: «host to device» is a hand-over of memory within one"
     " machine, the files may sit in the system's page cache, and all queues share its cores. On a"
     " GPU with an SSD both effects have more to gain.",
-    "A model trained for minutes looks mostly at nearby text, so the window may well accept"
-    " more drafts than specattn. Where far text matters, the order turns.",
+    "Plain text is mostly foretold by nearby text, so the window may well accept more drafts than"
+    " specattn. Where far text matters, as where code is edited, the order turns.",
     "The most likely text of so small a model soon repeats itself, and repetitions are easy to"
     " draft: acceptance lengths on varied text are lower.",
     "One run each, on a machine that may be doing other things: expect the ratios to move by a"
