@@ -27,7 +27,7 @@ from experiments.acceptance_run import Cache, Case, copied_share, decode, ladder
 from experiments.generate_report import acceptance_by_position, acceptance_length
 from experiments.run_log import RunLog, check_workdir
 from models.decoding.generate import slots_for
-from models.decoding.loop import Method
+from models.decoding.method import Method
 from models.decoding.selectors import SELECTORS, Budget
 from models.transformer import Transformer
 from models.weights import checkpoint
@@ -85,6 +85,8 @@ def check() -> Plan:
 def case(words: str, length: int) -> Case:
   """`selector,flag=value,...` as what there is to decode; raises ValueError with one sentence."""
   name, *settings = words.split(",")
+  if not FLAGS.kv_budgets:
+    raise ValueError("--kv_budgets names no budget; give at least one.")
   given: dict[str, str] = {}
   for setting in settings:
     key, _, value = setting.partition("=")
@@ -98,6 +100,8 @@ def case(words: str, length: int) -> Case:
   try:
     with flagsaver.as_parsed(method=name, **given):
       method = decoding_flags.method()
+      if method.draft_lengths:
+        raise ValueError("--draft_length=auto goes by time, which is not measured here; say one.")
       texts = [FLAGS.kv_budget] if "kv_budget" in given else FLAGS.kv_budgets
       budgets = {text: Budget.parse(text, FLAGS.kv_floor) for text in texts}
   except (ValueError, flags.Error) as error:

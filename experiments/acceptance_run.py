@@ -9,7 +9,7 @@ import numpy as np
 
 from models import kv_cache
 from models.decoding.generate import Generator, Prompts, pad, sequence_keys
-from models.decoding.loop import Method
+from models.decoding.method import Method
 from models.decoding.prefill import prefill
 from models.decoding.selectors import Budget, Ladder
 from models.kv_cache import KVCache
@@ -34,7 +34,8 @@ def ladders(
 ) -> list[tuple[Method, tuple[str, ...]]]:
   """The method once for each ladder of budgets, ascending; as it is where it takes no budget."""
   selector = method.selector
-  assert selector is not None and dataclasses.is_dataclass(selector)
+  if not dataclasses.is_dataclass(selector) or not hasattr(selector, "budget"):
+    raise ValueError("Its budgets are varied, so it must be a dataclass with a budget.")
   steps: list[list[str]] = []
   for text in sorted(budgets, key=lambda text: budgets[text].at(length)):
     size = lambda text: budgets[text].at(length)

@@ -7,6 +7,7 @@ tests (many distributions ship without them), and generated tables (`encodings`,
 """
 
 import dataclasses
+import functools
 import hashlib
 import os
 import sysconfig
@@ -31,7 +32,8 @@ class Corpus:
   vocabulary: int
   files: tuple[tuple[str, int, int], ...]
 
-  def describe(self) -> str:
+  @functools.cached_property
+  def description(self) -> str:
     """The name, and what tells it from one of the same name whose contents have changed."""
     digest = hashlib.sha256(np.ascontiguousarray(self.train).data)
     digest.update(np.ascontiguousarray(self.heldout).data)

@@ -9,7 +9,7 @@ from experiments import run_log
 from experiments.decoding_flags import AUTOREGRESSIVE
 from models.decoding import compare
 from models.decoding.generate import Generator, pad
-from models.decoding.loop import Method
+from models.decoding.method import Method
 
 COMPARE_WITH = flags.DEFINE_string(
   "compare_with",

@@ -25,6 +25,7 @@ from models.decoding import roofline
 from models.decoding.generate import Generator, Prompts, pad, sequence_keys, slots_for
 from models.decoding.method import Method
 from models.decoding.phases import time_phases
+from models.decoding.prefill import CHUNK
 from models.decoding.selectors import Budget, make_selector
 from models.transformer import Parameters, Transformer
 from models.weights import checkpoint
@@ -70,7 +71,10 @@ def method_of(text: str) -> Method:
     settings = {key: int(value) for key, value in settings.items()}
   except ValueError as error:
     raise ValueError(f"--methods={text}: {error}") from error
-  return Method(make_selector(name, budget, **settings), gamma)
+  selector = make_selector(name, budget, **settings)
+  if CHUNK % selector.page_size:
+    raise ValueError(f"--methods={text}: page_size is to divide {CHUNK}.")
+  return Method(selector, gamma)
 
 
 def check() -> Plan:

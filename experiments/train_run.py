@@ -55,6 +55,8 @@ class Run:
     ) as bar:  # fmt: skip
       result = Result.joined(self._stretches(bar))
     if self._stop():
+      if self._last < self.streamer.iteration:  # the stop came behind the last look at it
+        self._commit()
       where = f"stopped after iteration {self.streamer.iteration}"
       self._stop.exit(f"{where}; {self.advice(None)}")
     return result

@@ -73,7 +73,7 @@ _CONFIGURATION = (  # what decides the trained bits: a run goes on only with the
 
 def configuration(corpus: Corpus) -> dict[str, Any]:
   """What a run must have in common with the one that it goes on from: flags, and the text."""
-  return {"data": corpus.describe()} | {name: FLAGS[name].value for name in _CONFIGURATION}
+  return {"data": corpus.description} | {name: FLAGS[name].value for name in _CONFIGURATION}
 
 
 def tokens() -> int:

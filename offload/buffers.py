@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 # Of mallopt (glibc's malloc.h); sizes are C's int.
-_M_ARENA_MAX, _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD, _NEVER = -8, -3, -1, 2**31 - 1
+_M_ARENA_MAX, _M_MMAP_MAX, _M_TRIM_THRESHOLD, _NEVER = -8, -4, -1, 2**31 - 1
 
 
 def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -29,7 +29,7 @@ def recycle_freed() -> None:
   mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
   if mallopt is not None:
     mallopt(_M_ARENA_MAX, 1)
-    mallopt(_M_MMAP_THRESHOLD, _NEVER)
+    mallopt(_M_MMAP_MAX, 0)
     mallopt(_M_TRIM_THRESHOLD, _NEVER)
 
 

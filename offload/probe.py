@@ -7,9 +7,9 @@ what they leave each other of the cores and of the disk.
 import itertools
 import os
 import statistics
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -228,20 +228,16 @@ def _together(calls: list[Call], alone: list[float]) -> list[float]:
   """The speed of calls that are repeated at the same time, as shares of that alone."""
   seconds = max(3 * max(alone), min(_SECONDS, _REPEATS * max(alone)))
   start = time.perf_counter()
-  each: list[float] = [0.0] * len(calls)
 
-  def repeat(i: int) -> None:
+  def repeat(i: int) -> float:
     count, begun = 0, time.perf_counter()
     while count == 0 or time.perf_counter() - start < seconds:  # a thread may begin late
       jax.block_until_ready(calls[i]())
       count += 1
-    each[i] = (time.perf_counter() - begun) / count
+    return (time.perf_counter() - begun) / count
 
-  workers = [threading.Thread(target=repeat, args=(i,)) for i in range(len(calls))]
-  for worker in workers:
-    worker.start()
-  for worker in workers:
-    worker.join()
+  with ThreadPoolExecutor(len(calls)) as pool:
+    each = list(pool.map(repeat, range(len(calls))))  # raises what a call raised
   return [a / e for a, e in zip(alone, each, strict=True)]
 
 

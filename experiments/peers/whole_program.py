@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from absl import flags
 
-from experiments import program, train
+from experiments import program, train_check
 from experiments.run_log import RunLog
 from experiments.whole_loss import whole_loss
 from models.transformer import Transformer
@@ -27,7 +28,7 @@ Tree = Any
 _NAME = "peers.whole_program"
 
 
-def main(plan: train.Plan) -> None:
+def main(plan: train_check.Plan) -> None:
   log = RunLog.start(plan.workdir, _NAME)
   model, key = plan.model, jax.random.key(plan.settings.seed)
   transformation = _transformation(plan.settings.optimizer)
@@ -35,8 +36,8 @@ def main(plan: train.Plan) -> None:
   state = jax.jit(transformation.init)(parameters)
   step = jax.jit(functools.partial(_step, model, transformation), donate_argnums=(0, 1))
   losses, seconds, used = [], [], time.process_time()
-  for iteration in range(train.FLAGS.iterations):
-    batches = [plan.batch(iteration, m) for m in range(train.FLAGS.micro_batches)]
+  for iteration in range(flags.FLAGS.iterations):
+    batches = [plan.batch(iteration, m) for m in range(flags.FLAGS.micro_batches)]
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
     start = time.perf_counter()
     parameters, state, loss = jax.block_until_ready(step(parameters, state, stacked))
@@ -71,11 +72,11 @@ def _transformation(optimizer: Optimizer) -> optax.GradientTransformation:
   return optax.chain(optax.masked(optimizer.decayed, decays), optax.masked(optimizer.plain, others))
 
 
-def check() -> train.Plan:
+def check() -> train_check.Plan:
   """As train's; only float32 is the truth of its own parameters."""
-  if train.FLAGS.parameter_dtype != "float32":
-    raise ValueError(f"--parameter_dtype={train.FLAGS.parameter_dtype}: here it must be float32.")
-  return train.check(_NAME)
+  if flags.FLAGS.parameter_dtype != "float32":
+    raise ValueError(f"--parameter_dtype={flags.FLAGS.parameter_dtype}: here it must be float32.")
+  return train_check.check(_NAME)
 
 
 if __name__ == "__main__":

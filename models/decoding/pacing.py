@@ -106,10 +106,12 @@ class Pacer:
 
   def _note(self, draft_length: int, accepted: np.ndarray) -> int:
     """Remembers rounds [B, A] of one draft length; returns how many the batch had."""
+    rounds = int(accepted.sum(axis=1).max())
+    if not rounds:
+      return 0
     counts = accepted.sum(axis=0)[: draft_length + 1].tolist()
     tally = self.tallies.setdefault(draft_length, [0] * len(counts))
     self.tallies[draft_length] = [a + b for a, b in zip(tally, counts, strict=True)]
-    rounds = int(accepted.sum(axis=1).max())
     self._chooser = self._chooser.after(draft_length, rounds, counts)
     return rounds
 
@@ -156,23 +158,30 @@ def _timed(
 ) -> tuple[LoopState, float]:
   """Seconds a round, from `context` tokens on; the state is donated."""
   batch = len(state.ended)
-  state = state._replace(
-    cache=state.cache.with_lengths(jnp.full(batch, context, jnp.int32)),
-    emitted=jnp.zeros(batch, jnp.int32),
-    ended=jnp.zeros(batch, bool),
-    acceptances=jnp.zeros_like(state.acceptances),
-  )
-  # Committed, as what programs return: else each would be compiled again for the texts.
-  state = jax.device_put(state, jax.devices()[0])
+  lengths = jnp.full(batch, context, jnp.int32)
+  state = _anew(state._replace(cache=state.cache.with_lengths(lengths)))
   # The selector is to know of this very context, and not of rounds that were rolled back.
   state, _ = jax.block_until_ready(
     resume(model, parameters, method.of_length(method.longest), state)
   )
+  state = _anew(state)  # that round may have ended a text
   clock = time.perf_counter()
   unwatched = jnp.zeros(batch, bool)
   state, _ = jax.block_until_ready(
     advance_rounds(model, parameters, method, state, jnp.int32(rounds), unwatched)
   )
   seconds = time.perf_counter() - clock
-  done = int(np.asarray(state.acceptances).sum(axis=1).max()) - 1  # without the one that resumes
+  done = int(np.asarray(state.acceptances).sum(axis=1).max())
   return state, seconds / max(done, 1)
+
+
+def _anew(state: LoopState) -> LoopState:
+  """With nothing emitted yet, on its device: as programs return it, so that none is compiled again
+  for the texts."""
+  batch = len(state.ended)
+  state = state._replace(
+    emitted=jnp.zeros(batch, jnp.int32),
+    ended=jnp.zeros(batch, bool),
+    acceptances=jnp.zeros_like(state.acceptances),
+  )
+  return jax.block_until_ready(jax.device_put(state, jax.devices()[0]))

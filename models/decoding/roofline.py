@@ -13,7 +13,7 @@ eps is what selecting costs as a share of the cache. Where rho is small nothing 
 import dataclasses
 
 from models.config import ModelConfig
-from models.decoding.loop import Method
+from models.decoding.method import Method
 from models.decoding.selectors.base import InLayerSelector
 
 

@@ -124,7 +124,7 @@ def run(step: Step, iterations: int) -> dict:
 def recycle_freed() -> None:
   """Has glibc keep what is freed, as our own programs do: all systems get the same memory."""
   mallopt = ctypes.CDLL(None).mallopt
-  for parameter, value in ((-8, 1), (-3, 2**31 - 1), (-1, 2**31 - 1)):
+  for parameter, value in ((-8, 1), (-4, 0), (-1, 2**31 - 1)):
     mallopt(parameter, value)
 
 

@@ -13,7 +13,7 @@ from experiments.tables import acceptance, staleness
 from experiments.tables.table import NOT_MEASURED
 from models.config import ModelConfig
 from models.decoding.generate import Generator, pad, sequence_keys
-from models.decoding.loop import Method
+from models.decoding.method import Method
 from models.decoding.selectors import Budget, make_selector
 from models.transformer import Transformer
 from models.weights import checkpoint

@@ -164,9 +164,9 @@ def test_a_description_tells_changed_contents_from_the_same(tmp_path):
   """A run goes on only with the same: one byte of one file, in either part, makes another."""
   for name in "abcdefgh":
     (tmp_path / name).write_text(name * 50)
-  seen = {data.load_corpus(str(tmp_path)).describe()}
-  assert seen == {data.load_corpus(str(tmp_path)).describe()}
+  seen = {data.load_corpus(str(tmp_path)).description}
+  assert seen == {data.load_corpus(str(tmp_path)).description}
   for name in "abcdefgh":
     (tmp_path / name).write_text("x" + name * 49)
-    seen.add(data.load_corpus(str(tmp_path)).describe())
+    seen.add(data.load_corpus(str(tmp_path)).description)
   assert len(seen) == 9

@@ -31,5 +31,6 @@ def test_large_blocks_come_back_without_page_faults():
     command = [sys.executable, "-c", _FAULTS, how]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
-  assert faults("plain") > 4 * 1000  # else there is nothing to win on this machine
+  if faults("plain") <= 4 * 1000:
+    pytest.skip("nothing to win on this machine")
   assert faults("recycled") < 100

@@ -10,7 +10,7 @@ from models.config import ModelConfig
 from models.decoding import accept
 from models.decoding import draft as drafting
 from models.decoding import round as rounds
-from models.decoding.loop import Method
+from models.decoding.method import Method
 from models.decoding.sampling import Greedy, Sampling, draw
 from models.decoding.selectors import SELECTORS, Budget, make_selector
 from models.transformer import Transformer

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from models.decoding.compare import NEAR_TIE, Comparison, complete, follow, judge
-from models.decoding.loop import Method
+from models.decoding.method import Method
 
 
 def test_near_ties_are_counted_and_comparison_goes_on():

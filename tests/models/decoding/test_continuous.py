@@ -9,7 +9,7 @@ import pytest
 from models.decoding.compare import follow
 from models.decoding.continuous import ContinuousBatch
 from models.decoding.generate import Generator, pad, slots_for
-from models.decoding.loop import Method
+from models.decoding.method import Method
 from models.decoding.sampling import make_sampler
 from models.decoding.selectors import Budget, make_selector
 

@@ -15,7 +15,8 @@ import pytest
 from models import kv_cache
 from models.decoding.compare import follow
 from models.decoding.generate import Generator, sequence_keys, slots_for
-from models.decoding.loop import Method, advance, start
+from models.decoding.loop import advance, start
+from models.decoding.method import Method
 from models.decoding.selectors import SELECTORS, Budget, make_selector
 from models.decoding.selectors.base import RoundSettings, Selection, Unscored
 from models.decoding.selectors.scored import Scored

@@ -4,7 +4,7 @@ import pytest
 
 from models.config import PRESETS
 from models.decoding import roofline
-from models.decoding.loop import Method
+from models.decoding.method import Method
 from models.decoding.roofline import Roofline
 from models.decoding.selectors import Budget, make_selector
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from models.decoding.generate import sequence_keys
-from models.decoding.loop import Method, start
+from models.decoding.loop import start
+from models.decoding.method import Method
 from models.decoding.selectors import Budget, Observation, make_selector
 from models.decoding.verify import verify, verify_row_by_row
 
