@@ -1,6 +1,7 @@
 """The quickstart's page: what was run, what it shows, and how far to trust it."""
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ def _third_iteration(run: Path) -> gantt.Panel:
   events = json.loads((run / "timeline.json").read_text())["traceEvents"]
   third = min(2, len(seconds) - 1)
   first = min(event["ts"] for event in events if event["ph"] == "X") / 1e6
-  title = f"{run.name}: one iteration, {seconds[third]:.2f} s"
+  median = statistics.median(seconds[1:] or seconds)
+  title = f"{run.name}: one iteration, {seconds[third]:.2f} s (median {median:.2f} s)"
   return gantt.Panel(title, events, first + sum(seconds[:third]), seconds[third])
 
 

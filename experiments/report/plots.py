@@ -108,9 +108,7 @@ def decoding_speed(path: Path, decode: dict[str, Any]) -> None:
     axes.barh(names, measured, 0.62, color=[COLOURS[name] for name in names])
     for name, ratio in zip(names, measured, strict=True):
       label = f"{ratio:.2f}×   {decode[name]['tokens_per_second']:,.0f} tokens/s"
-      axes.annotate(
-        label, (0, name), (8, 0), textcoords="offset points", color="white", va="center"
-      )
+      axes.annotate(label, (ratio, name), (8, 0), textcoords="offset points", va="center")
     predicted = [decode["predicted_speedup"][method] for method in methods]
     axes.scatter(
       predicted,
@@ -126,8 +124,8 @@ def decoding_speed(path: Path, decode: dict[str, Any]) -> None:
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("speed-up over autoregressive decoding")
-    axes.set_xlim(0, max(*measured, *predicted) * 1.05)
-    _legend_above(axes, 1)
+    axes.set_xlim(0, max(*measured, *predicted) * 1.3)
+    _legend_above(axes, 1, markerscale=0.5)
     save(figure, path)
 
 
@@ -138,8 +136,15 @@ def _smooth(values: list[float]) -> list[float]:
   return [sum(window) / len(window) for window in windows]
 
 
-def _legend_above(axes: Axes, columns: int) -> None:
-  axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, fontsize=9, borderaxespad=0.2)
+def _legend_above(axes: Axes, columns: int, markerscale: float = 1.0) -> None:
+  axes.legend(
+    loc="lower left",
+    bbox_to_anchor=(0, 1),
+    ncols=columns,
+    fontsize=9,
+    borderaxespad=0.2,
+    markerscale=markerscale,
+  )
 
 
 def save(figure: Figure, path: Path) -> None:
