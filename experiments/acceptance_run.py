@@ -15,9 +15,7 @@ from models.decoding.selectors import Budget, Ladder
 from models.kv_cache import KVCache
 from models.transformer import Parameters, Transformer
 
-_SPAN = (
-  10  # of a ladder: its largest budget over its smallest, since all cost what the largest does
-)
+_SPAN = 10  # of a ladder, largest budget over smallest: all cost what the largest does
 _TOGETHER = 8  # sequences of a batch, about
 _RUN, _NEAR = 16, 1000  # bytes
 

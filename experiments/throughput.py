@@ -128,9 +128,7 @@ def _measure(
       if number:
         own["seconds"].append(seconds)
         log.metric(method=text, round=number, decode_seconds=seconds)
-      if (
-        number == FLAGS.rounds and FLAGS.phases
-      ):  # they leave the prompts in the cache as they were
+      if number == FLAGS.rounds and FLAGS.phases:  # the prompts stay in the cache as they were
         own["phases"], state = time_phases(generator, state)
       cache = state.cache
     print(f"round {number} of {FLAGS.rounds}" if number else "warmed up", flush=True)

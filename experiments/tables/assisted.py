@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import machine, run_log
-from experiments.tables.table import NOT_MEASURED, Table, number_text, times_text
+from experiments.tables.table import NOT_MEASURED, Table, number_text, same_text, times_text
 
 SYSTEMS = {
   "autoregressive": "ours, autoregressive",
@@ -95,17 +95,8 @@ def _row(name: str, summary: dict[str, Any]) -> tuple[str, ...]:
     NOT_MEASURED if low is None else f"{low:.2f} to {high:.2f}",
     wanted,
     number_text(statistics.median(run["tokens_per_pass"] for run in finished)),
-    _same(summary["verdicts"].get(name)),
+    same_text(summary["verdicts"].get(name)),
   )
-
-
-def _same(verdict: dict[str, Any] | None) -> str:
-  if verdict is None:
-    return NOT_MEASURED
-  if not verdict["identical_to_autoregressive"]:
-    return "no"
-  ties = verdict["near_ties"]
-  return f"yes, {ties} near-tie{'s' * (ties > 1)}" if ties else "yes"
 
 
 def _table(rows: tuple[tuple[str, ...], ...], notes: tuple[str, ...], where: str) -> Table:

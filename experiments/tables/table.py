@@ -3,6 +3,7 @@
 import dataclasses
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 NOT_MEASURED = "«not measured»"
 
@@ -66,3 +67,13 @@ def steady_seconds(summary: dict) -> float:
   """Median seconds of an iteration, the first left out where there are others (it compiles)."""
   seconds = summary["seconds_per_iteration"]
   return statistics.median(seconds[1:] or seconds)
+
+
+def same_text(verdict: dict[str, Any] | None) -> str:
+  """Whether texts were those of autoregressive decoding, and beside how many near-ties."""
+  if verdict is None:
+    return NOT_MEASURED
+  if not verdict["identical_to_autoregressive"]:
+    return "no"
+  ties = verdict["near_ties"]
+  return f"yes, {ties} near-tie{'s' * (ties > 1)}" if ties else "yes"

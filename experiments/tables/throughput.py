@@ -14,7 +14,7 @@ from typing import Any
 from experiments import machine
 from experiments.tables import runs
 from experiments.tables.runs import Run
-from experiments.tables.table import NOT_MEASURED, Table, number_text, times_text
+from experiments.tables.table import NOT_MEASURED, Table, number_text, same_text, times_text
 
 MAIN = (16_384, 1)  # tokens, batch size
 CELLS = tuple((length, batch) for batch in (1, 4) for length in (4096, 8192, 16_384, 32_768))
@@ -127,7 +127,7 @@ def _row(cell: dict[str, Any], name: str, own: dict[str, Any]) -> tuple[str, ...
     number_text(own["acceptance_length"]),
     times_text(own["speedup"]),
     *cells,
-    _same(own),
+    same_text(own),
   )
 
 
@@ -155,10 +155,3 @@ def _verdict(cell: dict[str, Any]) -> str:
     f"{cell['length']:,} x {cell['batch_size']}: specattn over the fastest of"
     f" {', '.join(UNSCORED)}: {times_text(ratio)} (wanted {times_text(WANTED_OVER_UNSCORED)})."
   )
-
-
-def _same(own: dict[str, Any]) -> str:
-  if not own["identical_to_autoregressive"]:
-    return "no"
-  ties = own["near_ties"]
-  return f"yes, {ties} near-tie{'s' * (ties > 1)}" if ties else "yes"
