@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from absl.testing import flagsaver
 from tqdm import tqdm
 
 from experiments import decoding_flags, program, prompt_flags
@@ -84,28 +83,12 @@ def check() -> Plan:
 
 def case(words: str, length: int) -> Case:
   """`selector,flag=value,...` as what there is to decode; raises ValueError with one sentence."""
-  name, *settings = words.split(",")
   if not FLAGS.kv_budgets:
     raise ValueError("--kv_budgets names no budget; give at least one.")
-  given: dict[str, str] = {}
-  for setting in settings:
-    key, _, value = setting.partition("=")
-    given[key] = value
-  if name == decoding_flags.AUTOREGRESSIVE:
-    raise ValueError(f"--case={words} drafts nothing: name a selector.")
-  known = [flag.name for flag in decoding_flags.OF_A_CASE]
-  for setting in given:
-    if setting not in known:
-      raise ValueError(f"--case={words}: {setting} is none of {', '.join(known)}.")
-  try:
-    with flagsaver.as_parsed(method=name, **given):
-      method = decoding_flags.method()
-      if method.draft_lengths:
-        raise ValueError("--draft_length=auto goes by time, which is not measured here; say one.")
-      texts = [FLAGS.kv_budget] if "kv_budget" in given else FLAGS.kv_budgets
-      budgets = {text: Budget.parse(text, FLAGS.kv_floor) for text in texts}
-  except (ValueError, flags.Error) as error:
-    raise ValueError(f"--case={words}: {error}") from error
+  with decoding_flags.written("case", words) as given:
+    method = decoding_flags.method()
+    texts = [FLAGS.kv_budget] if "kv_budget" in given else FLAGS.kv_budgets
+    budgets = {text: Budget.parse(text, FLAGS.kv_floor) for text in texts}
   return Case(words, ladders(method, budgets, length))
 
 

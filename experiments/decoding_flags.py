@@ -4,10 +4,13 @@ A selector's own settings are flags without a default: what is not given stays a
 authors have it, and what is given but is no setting of the selector is refused.
 """
 
+import contextlib
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from absl import flags
+from absl.testing import flagsaver
 
 from models.decoding.draft_length import LENGTHS
 from models.decoding.method import Method
@@ -127,6 +130,30 @@ def method() -> Method:
   if DRAFT_LENGTH.value == AUTO:
     return Method(selector, max(LENGTHS), draft_lengths=LENGTHS, **common)
   return Method(selector, DRAFT_LENGTH.value, **common)
+
+
+@contextlib.contextmanager
+def written(flag: str, words: str) -> Iterator[set[str]]:
+  """Within, the flags are as `selector,flag=value,...` sets them; yields the names of those set.
+
+  Raises ValueError, what is raised within included, with one sentence that names `flag`.
+  """
+  name, *given = words.split(",")
+  pairs = (setting.partition("=") for setting in given)
+  values = {key: value for key, _, value in pairs}
+  known = [own.name for own in OF_A_CASE]
+  try:
+    if name == AUTOREGRESSIVE:
+      raise ValueError("It drafts nothing: name a selector.")
+    for key in values:
+      if key not in known:
+        raise ValueError(f"{key} is none of {', '.join(known)}.")
+    with flagsaver.as_parsed(method=name, **values):
+      if DRAFT_LENGTH.value == AUTO:
+        raise ValueError(f"--draft_length={AUTO} is no fixed length, as is needed here; give one.")
+      yield set(values)
+  except (ValueError, flags.Error) as error:
+    raise ValueError(f"--{flag}={words}: {error}") from error
 
 
 def settings() -> dict[str, Any]:

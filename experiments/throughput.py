@@ -19,14 +19,13 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import data, program, prompts, reference_run, run_log
+from experiments import data, decoding_flags, program, prompts, reference_run, run_log
+from experiments.decoding_flags import AUTOREGRESSIVE
 from experiments.generate_report import acceptance_by_position, acceptance_length
 from models.decoding import roofline
 from models.decoding.generate import Generator, Prompts, pad, sequence_keys, slots_for
 from models.decoding.method import Method
 from models.decoding.phases import time_phases
-from models.decoding.prefill import CHUNK
-from models.decoding.selectors import Budget, make_selector
 from models.transformer import Parameters, Transformer
 from models.weights import checkpoint
 
@@ -45,7 +44,6 @@ flags.DEFINE_multi_string(
   "methods", ["specattn,page_size=16", "window"], "Methods with their settings; repeatable."
 )
 flags.DEFINE_bool("phases", True, "Time the phases of each method too.")
-AUTOREGRESSIVE = "autoregressive"
 
 
 class Plan(NamedTuple):
@@ -58,23 +56,9 @@ class Plan(NamedTuple):
 
 
 def method_of(text: str) -> Method:
-  """`quest,draft_length=4,kv_budget=0.05,page_size=16` as a method.
-
-  Raises ValueError, naming the flag, for what is no setting or no number.
-  """
-  name, *given = text.split(",")
-  pairs = (setting.partition("=") for setting in given)
-  settings: dict[str, Any] = {key: value for key, _, value in pairs}
-  try:
-    gamma = int(settings.pop("draft_length", 6))
-    budget = Budget.parse(settings.pop("kv_budget", "0.07"))
-    settings = {key: int(value) for key, value in settings.items()}
-  except ValueError as error:
-    raise ValueError(f"--methods={text}: {error}") from error
-  selector = make_selector(name, budget, **settings)
-  if CHUNK % selector.page_size:
-    raise ValueError(f"--methods={text}: page_size is to divide {CHUNK}.")
-  return Method(selector, gamma)
+  """`quest,draft_length=4,page_size=16` as a method; raises ValueError with one sentence."""
+  with decoding_flags.written("methods", text):
+    return decoding_flags.method()
 
 
 def check() -> Plan:

@@ -1,6 +1,7 @@
 """The throughput table and the methods that its runs are given as text."""
 
 import pytest
+from absl import flags
 
 from experiments import throughput as program
 from experiments.tables import throughput
@@ -45,7 +46,15 @@ def test_nothing_measured(tmp_path):
   assert NOT_MEASURED in throughput.table(tmp_path).markdown()
 
 
-def test_methods_as_text():
+@pytest.fixture
+def parsed():
+  """Flags as a command line without any leaves them."""
+  flags.FLAGS.mark_as_parsed()
+  yield
+  flags.FLAGS.unparse_flags()
+
+
+def test_methods_as_text(parsed):
   made = program.method_of("quest,draft_length=4,kv_budget=0.05,page_size=32")
   assert (made.draft_length, made.selector.page_size, made.selector.dense_layers) == (4, 32, 2)
   assert float(made.selector.budget.ratio) == 0.05
@@ -54,12 +63,15 @@ def test_methods_as_text():
 @pytest.mark.parametrize(
   ("text", "sentence"),
   [
-    ("spec", "There is no selector 'spec'"),
+    ("spec", "--methods=spec: --method=spec is neither autoregressive nor a selector"),
+    ("window,length=8", "--methods=window,length=8: length is none of kv_budget"),
+    ("window,draft_length=auto", "--draft_length=auto is no fixed length"),
+    ("specattn,page_size=1024", "--page_size=1024 is beyond"),
     ("window,page_size=x", "--methods=window,page_size=x: "),
-    ("window,rows=2", "--rows is no setting of the selector window"),
+    ("window,rows=all", "--rows is no setting of the selector window"),
     ("window,draft_length=0", "--draft_length=0 drafts nothing"),
   ],
 )
-def test_methods_that_are_none(text, sentence):
+def test_methods_that_are_none(parsed, text, sentence):
   with pytest.raises(ValueError, match=sentence):
     program.method_of(text)

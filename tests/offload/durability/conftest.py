@@ -86,3 +86,17 @@ def _path(file: Any) -> str:
 @pytest.fixture
 def faults(monkeypatch):
   return Faults(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def committing():
+  """Trains until an iteration, with a commit behind each; returns the losses."""
+
+  def train(streamer, until):
+    losses = []
+    while streamer.iteration < until:
+      losses += streamer.run(1, commits=True).losses
+      streamer.commit()
+    return losses
+
+  return train

@@ -16,31 +16,23 @@ MODEL, UNITS, BEFORE, END = "llama", 3, 2, 4
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory, streaming):
+def base(committing, tmp_path_factory, streaming):
   """A store with a commit after two iterations, and what its streamer saw."""
   folder = tmp_path_factory.mktemp("base") / "store"
   streamer = streaming(folder, MODEL, "vertical", **HOW)
-  losses = _train(streamer, BEFORE)
+  losses = committing(streamer, BEFORE)
   streamer.release()
   return folder, losses
 
 
 @pytest.fixture(scope="module")
-def unbroken(base, tmp_path_factory, streaming, trained):
+def unbroken(committing, base, tmp_path_factory, streaming, trained):
   folder = tmp_path_factory.mktemp("unbroken") / "store"
   streamer = streaming(folder, MODEL, "vertical", **HOW)
-  done = trained(streamer, _train(streamer, END), UNITS)
+  done = trained(streamer, committing(streamer, END), UNITS)
   streamer.remove()
   assert done.losses[:BEFORE] == base[1]
   return done
-
-
-def _train(streamer, until):
-  losses = []
-  while streamer.iteration < until:
-    losses += streamer.run(1, commits=True).losses
-    streamer.commit()
-  return losses
 
 
 STEPS = [
@@ -69,14 +61,14 @@ CASES += [(*step, "EOF") for step in STEPS[:4:3]]
 
 @pytest.mark.parametrize("call, path, nth, what", CASES, ids=lambda x: str(x).replace("/", ""))
 def test_a_fault_ends_the_run_and_not_the_training(
-  tmp_path, base, unbroken, streaming, trained, faults, call, path, nth, what
+  committing, tmp_path, base, unbroken, streaming, trained, faults, call, path, nth, what
 ):
   folder, losses = shutil.copytree(base[0], tmp_path / "store"), list(base[1])
   streamer = streaming(folder, MODEL, "vertical", **HOW)
   faults.plan(call, path, what, nth)
   start = time.monotonic()
   with pytest.raises(program.Failure) as caught, failures(lambda error: "Advice."):
-    _train(streamer, END)
+    committing(streamer, END)
   assert time.monotonic() - start < 10 and faults.happened == 1
   said = str(caught.value)
   expected = {"EIO": "Input/output error", "ENOSPC": "No space left", "EACCES": "Permission denied"}
@@ -87,18 +79,20 @@ def test_a_fault_ends_the_run_and_not_the_training(
   again = streaming(folder, MODEL, "vertical", **HOW)
   assert again.iteration >= BEFORE
   losses += unbroken.losses[BEFORE : again.iteration]  # committed, though the run was not told
-  trained(again, losses + _train(again, END), UNITS).assert_equal(unbroken)
+  trained(again, losses + committing(again, END), UNITS).assert_equal(unbroken)
   assert len(snapshot.all_of(folder)) == 1
   again.remove()
   assert not folder.exists()
 
 
-def test_a_late_disk_changes_nothing(tmp_path, base, unbroken, streaming, trained, faults):
+def test_a_late_disk_changes_nothing(
+  committing, tmp_path, base, unbroken, streaming, trained, faults
+):
   folder = shutil.copytree(base[0], tmp_path / "store")
   streamer = streaming(folder, MODEL, "vertical", **HOW)
   for call in ("preadv", "pwritev"):
     faults.plan(call, "*/units/*/mu.*", "late", 2)
-  trained(streamer, base[1] + _train(streamer, END), UNITS).assert_equal(unbroken)
+  trained(streamer, base[1] + committing(streamer, END), UNITS).assert_equal(unbroken)
   assert faults.happened == 2
 
 

@@ -18,28 +18,20 @@ MODEL, UNITS, BEFORE, END = "llama", 3, 2, 4
 HOW = {"homes": "slices", "delayed_fraction": 0.25}
 
 
-def _train(streamer, until):
-  losses = []
-  while streamer.iteration < until:
-    losses += streamer.run(1, commits=True).losses
-    streamer.commit()
-  return losses
-
-
 @pytest.fixture(scope="module")
-def base(tmp_path_factory, streaming):
+def base(committing, tmp_path_factory, streaming):
   """A store with commits after one iteration and after two, and the losses."""
   folder = tmp_path_factory.mktemp("base") / "store"
   streamer = streaming(folder, MODEL, "vertical", keep=2, **HOW)
-  losses = _train(streamer, BEFORE)
+  losses = committing(streamer, BEFORE)
   streamer.release()
   return folder, losses
 
 
 @pytest.fixture(scope="module")
-def unbroken(base, tmp_path_factory, streaming, trained):
+def unbroken(committing, base, tmp_path_factory, streaming, trained):
   streamer = streaming(tmp_path_factory.mktemp("unbroken") / "store", MODEL, "vertical", **HOW)
-  return trained(streamer, _train(streamer, END), UNITS)
+  return trained(streamer, committing(streamer, END), UNITS)
 
 
 @pytest.fixture
@@ -48,13 +40,13 @@ def store(base, tmp_path):
 
 
 @pytest.fixture
-def go_on(store, unbroken, streaming, trained):
+def go_on(committing, store, unbroken, streaming, trained):
   """Trains the store's run to its end, and returns what came of it."""
 
   def run(**other):
     streamer = streaming(store, MODEL, "vertical", **(HOW | other))
     losses = unbroken.losses[: streamer.iteration]
-    done = trained(streamer, losses + _train(streamer, END), UNITS)
+    done = trained(streamer, losses + committing(streamer, END), UNITS)
     streamer.remove()
     return done
 
@@ -79,12 +71,14 @@ def test_placement_may_change(go_on, unbroken, store, other):
   assert not store.exists()
 
 
-def test_cutting_anew_may_be_killed_and_leaves_nothing(store, streaming, go_on, unbroken):
+def test_cutting_anew_may_be_killed_and_leaves_nothing(
+  committing, store, streaming, go_on, unbroken
+):
   streamer = streaming(store, MODEL, "vertical", **(HOW | {"homes": "ssd"}))
   streamer.release()  # as if killed before its first commit
   assert look(store).damaged == []
   streamer = streaming(store, MODEL, "vertical", **(HOW | {"homes": "ssd"}))
-  _train(streamer, BEFORE + 1)
+  committing(streamer, BEFORE + 1)
   assert not [n for n in streamer._store.names if ".host." in n]
   streamer.release()
   go_on().assert_equal(unbroken)
