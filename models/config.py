@@ -101,6 +101,9 @@ PRESETS = {
   "gpt-65b": _gpt(layers=80, width=8192, heads=64, vocabulary=50_257, context=2048),
   "gpt-175b": _gpt(layers=96, width=12_288, heads=96, vocabulary=50_257, context=2048),
   "llama-3-8b": ModelConfig("llama", 32, 4096, 32, 8, 128, 14_336, 128_256, 8192, rope_theta=5e5),
+  "qwen3-1.7b": ModelConfig(
+    "llama", 28, 2048, 16, 8, 128, 6144, 151_936, 40_960, tied_embeddings=True, **_QWEN3
+  ),
   "qwen3-4b": ModelConfig(
     "llama", 36, 2560, 32, 8, 128, 9728, 151_936, 40_960, tied_embeddings=True, **_QWEN3
   ),

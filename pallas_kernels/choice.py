@@ -67,10 +67,11 @@ def choose(
   implementations: Mapping[str, tuple[Callable[..., Any], Supports]],
   requested: str | None,
   *arguments: Any,
+  first: str | None = None,
   **options: Any,
 ) -> Callable[..., Any]:
   """The function to call: `requested`, else what `prefer` named, else the first of this platform's
-  that supports the arguments.
+  that supports the arguments, `first` before the others where it runs at all.
 
   Raises ValueError, with the reason, if the implementation asked for does not exist, does not run
   on this machine, or does not support the arguments. A choice is logged once a process.
@@ -83,7 +84,7 @@ def choose(
     )
   if requested in GPU_CAPABILITY and requested not in of_this_machine():
     raise ValueError(f"{operation} cannot run as {requested}: {GPU_CAPABILITY[requested]}")
-  for name in (requested,) if requested else of_this_machine():
+  for name in (requested,) if requested else sorted(of_this_machine(), key=lambda n: n != first):
     if name not in implementations:
       continue
     function, supports = implementations[name]

@@ -4,10 +4,10 @@
     python -m experiments.gpu_check --platform=cpu --quick     # rehearses every part on any machine
     python -m experiments.gpu_check --dry_run                  # says what it would run
 
-What matters most comes first: conformance of every kernel on the device, bandwidths, decoding,
-training. Each command is a process of its own with a time-out, so that one failure does not lose
-the rest. summary.json tells what became of each; tables come from the folder by
-`python -m experiments.tables --all --runs=<folder>`. Exits with 1 if a part did not pass.
+What matters most comes first: conformance of every kernel on the device, bandwidths, rounds of
+large shapes, training, decoding. Each command is a process of its own with a time-out, so that one
+failure does not lose the rest. summary.json tells what became of each; tables come from the folder
+by `python -m experiments.tables --all --runs=<folder>`. Exits with 1 if a part did not pass.
 """
 
 import os
@@ -36,7 +36,12 @@ _MODEL = flags.DEFINE_enum("model", None, list(PRESETS), "To train (the largest 
 _PARTS = flags.DEFINE_multi_string("part", [], "Only this part; repeatable.")
 
 _ENVIRONMENT = {
-  "gpu": {"JAX_PLATFORMS": "cuda,cpu", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
+  "gpu": {
+    "JAX_PLATFORMS": "cuda,cpu",
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92",
+    "JAX_DEFAULT_MATMUL_PRECISION": "highest",  # float32 is float32, in references and texts
+  },
   "cpu": {"JAX_PLATFORMS": "cpu"},
 }
 _ASK = "import jax; print('GPUs:', [d.device_kind for d in jax.devices() if d.platform == 'gpu'])"

@@ -17,6 +17,7 @@ from experiments import program, run_log
 
 NAMES = ("mosaic_gpu", "triton", "xla")  # what is least tried first
 _IMPLEMENTATION = flags.DEFINE_enum("implementation", "xla", NAMES, "Whose cases are run.")
+_WORKERS = flags.DEFINE_integer("workers", 1, "Processes that share the tests.", lower_bound=1)
 _MATCHING = flags.DEFINE_string("matching", "", "Only tests whose name has this in it.")
 
 SUITE = Path("tests/pallas_kernels")
@@ -47,8 +48,11 @@ def check() -> None:
     raise ValueError(f"{SUITE} is not in this folder; run from the root of the repository.")
   try:
     import pytest  # noqa: F401
+    import xdist  # noqa: F401
   except ImportError as error:
-    raise ValueError("The suite needs pytest: pip install -r requirements-dev.txt.") from error
+    raise ValueError(
+      f"The suite needs {error.name}: pip install -r requirements-dev.txt."
+    ) from error
 
 
 def main(_: None) -> None:
@@ -64,6 +68,8 @@ def main(_: None) -> None:
     chosen = f"({chosen}) and {_MATCHING.value}"
   compiling = SUITE / "test_compile.py"  # needs no GPU
   arguments = [str(SUITE), f"--ignore={compiling}", "-k", chosen]
+  if _WORKERS.value > 1:
+    arguments += ["-n", str(_WORKERS.value)]
   code = pytest.main(arguments, plugins=[recorder])
   log.finish(
     {"implementation": name, "outcomes": dict(recorder.outcomes), "exit_code": int(code)},

@@ -26,12 +26,14 @@ class Part:
     says: what it does.
     seconds: the share of time that it is given; what the parts before it left over is added.
     commands: arguments of python; a command runs whatever became of the one before it.
+    environment: variables of its commands, over those of all parts.
   """
 
   name: str
   says: str
   seconds: int
   commands: tuple[tuple[str, ...], ...]
+  environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   def runs(self) -> Iterator[tuple[str, str]]:
     """The work folder and the program's name of each command that is one of our programs."""
@@ -54,7 +56,8 @@ def run(
   for i, part in enumerate(parts):
     left = max(end - time.monotonic(), 1.0)
     allowed = left * part.seconds / sum(later.seconds for later in parts[i:])
-    yield _run_part(part, folder / f"{part.name}.log", allowed, environment)
+    every = {**environment, **part.environment}
+    yield _run_part(part, folder / f"{part.name}.log", allowed, every)
 
 
 def _run_part(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from experiments.gpu_check.conformance import NAMES
@@ -11,8 +12,18 @@ from experiments.tables.training import SCHEDULES
 from models.config import PRESETS, ModelConfig
 
 PROMPTS = 4
-TRAINABLE = ("gpt-bytes-58m", "gpt-bytes-400m", "qwen3-4b", "llama-3-8b", "gpt-65b", "gpt-175b")
+TRAINABLE = (
+  "gpt-bytes-58m",
+  "gpt-bytes-400m",
+  "qwen3-1.7b",
+  "qwen3-4b",
+  "llama-3-8b",
+  "gpt-65b",
+  "gpt-175b",
+)
 DISK_BYTES = 24  # of a parameter: in f32 itself and two moments, all twice
+HOST_BYTES = 8  # of a parameter, that the training may use
+STREAMED_BYTES = 14 - HOST_BYTES  # of bfloat16 parameters and f32 states, at least
 SSD_BYTES_PER_SECOND = 2e9  # what a GPU machine's disk is taken to read or write at least
 ITERATIONS = 3
 
@@ -23,23 +34,22 @@ class Scale:
 
   conformance: tuple[str, ...]
   bandwidth: tuple[str, ...]
-  decoder: tuple[str, ...]  # flags of train, for the model that is decoded with
   prompt_bytes: int
   decoding: tuple[str, ...]
+  rounds: tuple[str, ...]
   training: tuple[str, ...]
 
 
 FULL = Scale(
-  conformance=(),
+  conformance=("--workers=8",),
   bandwidth=(),
-  decoder=(
-    *("--model=bytes-25m", "--parameter_dtype=bfloat16", "--schedule=in_memory_ascending"),
-    *("--micro_batches=1", "--micro_batch_size=16", "--sequence_length=1024"),
-    *("--position_span=24576", "--iterations=300", "--learning_rate=1e-3"),
-  ),
   prompt_bytes=24_000,
-  decoding=("--draft_length=6", "--kv_budget=0.07", "--max_new_tokens=256", "--repeats=3"),
-  training=("--micro_batches=8", "--micro_batch_size=4", "--sequence_length=1024"),
+  decoding=("--page_size=16", "--kv_budget=0.07", "--max_new_tokens=256", "--repeats=3"),
+  rounds=(),
+  training=(
+    *("--micro_batches=16", "--micro_batch_size=2", "--sequence_length=1024"),
+    *("--parameter_dtype=bfloat16", "--device_memory_budget=24GB"),
+  ),
 )
 QUICK = Scale(
   conformance=("--matching=lengths",),
@@ -47,11 +57,15 @@ QUICK = Scale(
     *("--context=1024", "--rows=1", "--batch=1", "--kv_heads=2", "--head_size=64"),
     *("--runs_a_call=2", "--rounds=2", "--dtype=float32"),
   ),
-  decoder=("--model=bytes-tiny", "--iterations=3", "--sequence_length=64"),
   prompt_bytes=600,
   decoding=("--draft_length=3", "--kv_floor=64", "--max_new_tokens=16", "--repeats=1"),
+  rounds=(
+    *("--model=bytes-tiny", "--context=600", "--batch_size=2", "--dtype=float32"),
+    *("--depth=1", "--depth=2", "--methods=specattn,draft_length=3,page_size=16"),
+  ),
   training=("--micro_batches=2", "--micro_batch_size=1", "--sequence_length=32"),
 )
+CHECKPOINT = "experiments/checkpoints/retrieval"
 
 
 def model_parameters(config: ModelConfig) -> int:
@@ -61,14 +75,14 @@ def model_parameters(config: ModelConfig) -> int:
 def largest_model(folder: Path, seconds: float) -> str:
   """The largest preset whose states fit the folder's disk, and whose two runs fit the time.
 
-  A vertical iteration reads and writes the states once; the horizontal one is taken to double that.
+  An iteration is taken to read and write what the host does not hold once.
   """
   there = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
   free = shutil.disk_usage(there).free
   fits = [TRAINABLE[0]]
   for name in TRAINABLE:
     count = model_parameters(PRESETS[name])
-    took = ITERATIONS * 3 * 2 * 12 * count / SSD_BYTES_PER_SECOND
+    took = ITERATIONS * len(SCHEDULES) * 2 * STREAMED_BYTES * count / SSD_BYTES_PER_SECOND
     if DISK_BYTES * count < free and took < seconds:
       fits.append(name)
   return max(fits, key=lambda name: model_parameters(PRESETS[name]))
@@ -84,27 +98,35 @@ def parts(folder: Path, scale: Scale, model: str) -> list[Part]:
     Part(
       "conformance",
       "Every kernel against its reference, on this device.",
-      160,
+      100,
       tuple(_conformance(folder, scale, name) for name in NAMES),
     ),
     Part(
       "bandwidth",
       "The kernels against copy bandwidth and other libraries.",
-      130,
+      110,
       (_module("gpu_check.bandwidth", folder / "bandwidth", *scale.bandwidth),),
     ),
     Part(
-      "decoding",
-      f"A small model, trained and then decoded with: {', '.join(METHODS)}.",
-      130,
-      _decoding(folder, scale),
+      "rounds",
+      "Rounds of large models' shapes, over caches that fill the memory.",
+      110,
+      (_module("round_costs", folder / "rounds", *scale.rounds),),
     ),
     Part(
       "training",
       f"{model} from SSD, in both orders.",
-      100,
+      140,
       # The vertical one first: it takes less, and the other may be ended at the limit.
       tuple(_training(folder / order, order, scale, model) for order in reversed(SCHEDULES)),
+      # Trying kernels for every product would take longer than the runs.
+      {"XLA_FLAGS": "--xla_gpu_enable_triton_gemm=false"},
+    ),
+    Part(
+      "decoding",
+      f"The kept model, decoded with: {', '.join(METHODS)}.",
+      60,
+      tuple(_decoding(folder, scale)),
     ),
   ]
 
@@ -118,23 +140,25 @@ def _conformance(folder: Path, scale: Scale, name: str) -> tuple[str, ...]:
   return _module("gpu_check.conformance", folder / f"conformance_{name}", *flags)
 
 
-def _decoding(folder: Path, scale: Scale) -> tuple[tuple[str, ...], ...]:
-  """First the model, which lies in memory, then the methods; `--batch_size` takes all prompts."""
-  decoder = folder / "decoder"
-  shared = [f"--checkpoint={decoder / 'checkpoint'}", f"--batch_size={PROMPTS}", *scale.decoding]
+def _decoding(folder: Path, scale: Scale) -> Iterator[tuple[str, ...]]:
+  """Each method with all prompts as one batch, held against the autoregressive texts."""
+  shared = [f"--checkpoint={CHECKPOINT}", f"--batch_size={PROMPTS}", *scale.decoding]
   shared += [f"--prompt_file={path}" for path in prompt_files(folder)]
-  methods = []
   for method in METHODS:
     flags = [*shared, f"--method={method}"]
     if method != "autoregressive":
       flags.append(f"--compare_with={folder / 'decode_autoregressive'}")
-    methods.append(_module("generate", folder / f"decode_{method}", *flags))
-  return (_module("train", decoder, *scale.decoder), *methods)
+    yield _module("generate", folder / f"decode_{method}", *flags)
 
 
 def _training(workdir: Path, schedule: str, scale: Scale, model: str) -> tuple[str, ...]:
   """With less host memory than the states take, so that they stream."""
-  budget = model_parameters(PRESETS[model]) * 8
+  budget = model_parameters(PRESETS[model]) * HOST_BYTES
   flags = (f"--model={model}", f"--schedule={schedule}", f"--iterations={ITERATIONS}")
-  limits = (f"--host_memory_budget={budget}", "--evaluation_batches=0", "--warmup=1")
+  limits = (
+    f"--host_memory_budget={budget}",
+    "--evaluation_batches=0",
+    "--warmup=1",
+    "--nosave_model",
+  )
   return _module("train", workdir, *flags, *limits, *scale.training)

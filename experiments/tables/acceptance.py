@@ -30,6 +30,7 @@ CASES = {
   "full": "full",
   "oracle": "oracle",
   "specattn": "specattn",
+  "specattn, pages of 16": "specattn,page_size=16",
   "specattn, tuned": f"specattn,{TUNED}",
   "pillar": "pillar",
   "pillar, tuned": f"pillar,{TUNED}",

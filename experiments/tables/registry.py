@@ -16,6 +16,7 @@ from experiments.tables import (
   memory,
   orders,
   peers,
+  regime,
   ssd,
   staleness,
   throughput,
@@ -41,6 +42,7 @@ TABLES: dict[str, Callable[[Path], Table]] = {
   "peers": peers.table,
   "throughput": throughput.table,
   "assisted": assisted.table,
+  "regime": regime.table,
 }
 
 
@@ -71,6 +73,7 @@ COMMANDS = {
   "kernels": "python -m experiments.tables.kernels --workdir={runs}/kernels",
   "bandwidth": "python -m experiments.gpu_check.bandwidth --workdir={runs}/bandwidth",
   "conformance": ("python -m experiments.gpu_check.conformance --workdir={runs}/conformance_xla"),
+  "regime": "python -m experiments.round_costs --workdir={runs}/rounds",
   "peers": "scripts/peers/zero_infinity --workdir={runs}/peers",
   "assisted": "scripts/peers/transformers --workdir={runs}/assisted",
 }

@@ -159,6 +159,26 @@ def _hungry(state: LoopState) -> LoopState:
   return state._replace(selecting=selecting, emitted=nothing, ended=jnp.zeros_like(state.ended))
 
 
+def compile_round(
+  model: Transformer, parameters: Parameters, method: Method, state: LoopState
+) -> jax.stages.Compiled:
+  """The program of `round_seconds`, for parameters and a state that may be abstract."""
+  times = jax.ShapeDtypeStruct((), jnp.int32)
+  return _repeat.lower(model, parameters, method, _round, state, None, None, times).compile()
+
+
+def round_seconds(
+  compiled: jax.stages.Compiled, parameters: Parameters, state: LoopState
+) -> tuple[list[float], LoopState]:
+  """Seconds of a fused round, measured some times; the state is donated, and returned."""
+  seconds = []
+  for times in (1, *[ROUNDS] * REPEATS):  # the first warms up
+    clock = time.perf_counter()
+    state, _, _ = jax.block_until_ready(compiled(parameters, state, None, None, jnp.int32(times)))
+    seconds.append((time.perf_counter() - clock) / times)
+  return seconds[1:], state
+
+
 def _timed(
   generator: Generator, phase: Phase, state: LoopState, made: Any
 ) -> tuple[float, LoopState, Any, Any]:

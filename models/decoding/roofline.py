@@ -60,15 +60,19 @@ class Roofline:
     eps = self.selection_bytes_per_token / self.kv_bytes_per_token
     return 1 + self.draft_length * share + eps
 
+  def bytes_per_round(self, acceptance_length: float) -> float:
+    """Bytes that a round of the whole batch reads."""
+    reads = self.draft_length + 1 + self.rho * self.cache_reads(acceptance_length)
+    return self.weight_bytes * reads
+
   def bytes_per_token(self, acceptance_length: float) -> float:
     """Bytes read per emitted token of one sequence."""
-    per_round = self.draft_length + 1 + self.rho * self.cache_reads(acceptance_length)
-    return self.weight_bytes * per_round / (acceptance_length * self.batch_size)
+    return self.bytes_per_round(acceptance_length) / (acceptance_length * self.batch_size)
 
   def speedup(self, acceptance_length: float) -> float:
     """Over autoregressive decoding, where both run at the same bytes per second."""
-    per_round = self.draft_length + 1 + self.rho * self.cache_reads(acceptance_length)
-    return acceptance_length * (1 + self.rho) / per_round
+    step = self.weight_bytes * (1 + self.rho)
+    return acceptance_length * step / self.bytes_per_round(acceptance_length)
 
   def break_even_rho(self, acceptance_length: float) -> float | None:
     """The rho from which speculation pays at this acceptance length; None: it never does."""

@@ -94,7 +94,10 @@ def load(folder: str | Path) -> tuple[ModelConfig, Parameters]:
   path = (Path(folder) / PARAMETERS_FOLDER).absolute()
   if not path.is_dir():
     raise ValueError(f"{folder} holds no parameters: there is no {PARAMETERS_FOLDER}/ in it.")
-  wanted = jax.eval_shape(model.init, jax.random.key(0))
+  # Onto this machine's device: Orbax would ask for the one that it was saved from.
+  place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  placed = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+  wanted = jax.tree.map(placed, jax.eval_shape(model.init, jax.random.key(0)))
   with ocp.StandardCheckpointer() as checkpointer:
     _check_shapes(folder, wanted, checkpointer.metadata(path).item_metadata)
     return model.config, checkpointer.restore(path, wanted)

@@ -19,6 +19,7 @@ from pallas_kernels.masking import NOTHING
 from pallas_kernels.mosaic_tile import BLOCK, ROWS, Block
 
 PAGE_SIZES = (16, 32, 64)
+MOST_PAGES = 384  # of a split: 96 KiB of log-sum-exps, what the tiles leave of the shared memory
 
 
 def supports(q, k, v, lengths, starts, *, rows, page_size) -> str | None:
@@ -70,8 +71,10 @@ def attention(q, k, v, lengths, starts, *, rows, page_size, interpret=None) -> A
   kv_heads, slots = k.shape[1:3]
   group, blocks = heads // kv_heads, slots // BLOCK
   per_split = packing.blocks_per_split(batch * kv_heads, blocks, BLOCK)
-  splits = pl.cdiv(blocks, per_split)
   unit = page_size if rows else 0
+  if rows:
+    per_split = min(per_split, MOST_PAGES // (BLOCK // unit))
+  splits = pl.cdiv(blocks, per_split)
   scratch = mosaic_tile.scratch(q, copies=1)
   kept = mosaic_tile.kept_rows(q, k)
   shapes = [(batch, kv_heads, splits, kept, size), (batch, kv_heads, splits, kept)]

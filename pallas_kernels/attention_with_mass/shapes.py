@@ -49,12 +49,13 @@ CONFORMANCE = (
   Case("bfloat16, a wide head", 2, 1, 9, 256, 256, (256,), (5,), (0,), 32, "bfloat16"),
 )
 
-# Verification of 4 rows. Llama-3-8B (arXiv 2407.21783) and Qwen3-8B (arXiv 2505.09388) share 32
+# Verification of a few rows. Llama-3-8B (arXiv 2407.21783) and Qwen3-8B (arXiv 2505.09388) share 32
 # query heads and 8 key/value heads of 128; Gemma-2-9B (arXiv 2408.00118) has 16 and 8 of 256;
 # gpt-oss-20b (its model card) 64 and 8 of 64.
 COMPILED = (
   Case("llama-3-8b", 32, 8, 4, 32_768, 128, (32_768,) * 4, (0,) * 4, (0, -1), 64, "bfloat16"),
   Case("gpt-oss-20b", 64, 8, 4, 32_768, 64, (32_768,) * 4, (0,) * 4, (0, -1), 16, "bfloat16"),
+  Case("qwen3-8b x 64", 32, 8, 7, 16_384, 128, (16_384,) * 64, (0,) * 64, (0, -1), 16, "bfloat16"),
   Case("gemma-2-9b", 16, 8, 4, 8192, 256, (8192,) * 4, (0,) * 4, (), 32, "bfloat16"),
   Case("llama-3-8b, float32", 32, 8, 4, 8192, 128, (8192,) * 4, (0,) * 4, (0, -1), 16),
   Case("gpt-oss-20b, float32, tokens", 64, 8, 2, 8192, 64, (8192,) * 4, (0,) * 4, (0, -1), 1),

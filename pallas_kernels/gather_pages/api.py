@@ -37,6 +37,8 @@ def gather_pages(
     raise ValueError(
       f"a cache of {cache.shape[2]} slots has no whole number of pages of {page_size}."
     )
-  options = {"page_size": page_size}
-  run = choice.choose("gather_pages", IMPLEMENTATIONS, implementation, cache, pages, **options)
-  return run(cache, pages, **options)
+  arguments = cache, pages
+  run = choice.choose(
+    *("gather_pages", IMPLEMENTATIONS, implementation, *arguments), page_size=page_size
+  )
+  return run(*arguments, page_size=page_size)

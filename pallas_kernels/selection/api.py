@@ -65,6 +65,8 @@ def select_pages(
   Raises:
     ValueError: the implementation named does not exist.
   """
-  arguments, options = (mass, limits, counts), {"capacity": capacity}
-  run = choice.choose("selection", IMPLEMENTATIONS, implementation, *arguments, **options)
-  return run(*arguments, **options)
+  arguments = mass, limits, counts
+  run = choice.choose(
+    *("selection", IMPLEMENTATIONS, implementation, *arguments), capacity=capacity
+  )
+  return run(*arguments, capacity=capacity)

@@ -13,7 +13,7 @@ from experiments import machine, run_log
 from experiments.gpu_check import orchestrate, parts
 from experiments.gpu_check.orchestrate import Part
 from experiments.tables import bandwidth, conformance
-from models.config import PRESETS
+from models.weights import checkpoint
 
 
 def code(text):
@@ -30,9 +30,16 @@ def test_parts_run_in_order_and_a_failure_loses_nothing(tmp_path):
     Part("first", "", 10, (say("a"), code("import sys; print('it broke'); sys.exit(3)"), say("b"))),
     Part("second", "", 10, (code("raise ValueError('a bug')"),)),
     Part("third", "", 10, (say("c"), code("import os; print(os.environ['PLACE'])"))),
+    Part("own", "", 10, (code("import os; print(os.environ['PLACE'])"),), {"PLACE": "there"}),
   ]
   results = list(orchestrate.run(made, tmp_path, 60.0, {"PLACE": "here"}))
-  assert statuses(results) == {"first": "failed", "second": "failed", "third": "passed"}
+  assert statuses(results) == {
+    "first": "failed",
+    "second": "failed",
+    "third": "passed",
+    "own": "passed",
+  }
+  assert results[3]["commands"][0]["said"] == "there"
   assert (tmp_path / "order").read_text() == "a b c "
   assert [command["exit_code"] for command in results[0]["commands"]] == [0, 3, 0]
   assert results[0]["commands"][1]["said"] == "it broke"
@@ -79,21 +86,22 @@ def test_time_that_a_part_leaves_goes_to_the_next(tmp_path):
 
 def test_what_matters_most_comes_first_and_all_fits_nine_minutes(tmp_path):
   made = parts.parts(tmp_path, parts.FULL, "gpt-bytes-58m")
-  assert [part.name for part in made] == ["conformance", "bandwidth", "decoding", "training"]
+  wanted = ["conformance", "bandwidth", "rounds", "training", "decoding"]
+  assert [part.name for part in made] == wanted
   assert sum(part.seconds for part in made) <= 9 * 60 - 20
   runs = {Path(folder).name: name for part in made for folder, name in part.runs()}
   assert runs["conformance_triton"] == "gpu_check.conformance"
   assert runs["decode_specattn"] == "generate"
   assert runs["horizontal"] == runs["vertical"] == "train"
+  assert runs["rounds"] == "round_costs"
   for scale in (parts.FULL, parts.QUICK):
-    [model] = [flag for flag in scale.decoder if flag.startswith("--model=")]
-    assert scale.prompt_bytes < PRESETS[model.removeprefix("--model=")].context
+    assert scale.prompt_bytes < checkpoint.load_model(parts.CHECKPOINT).config.context
 
 
 @pytest.mark.parametrize(
   ("free", "seconds", "model"),
   [
-    (1e12, 90.0, "gpt-bytes-400m"),
+    (1e12, 90.0, "qwen3-1.7b"),
     (1e12, 1e6, "llama-3-8b"),
     (1e13, 1e6, "gpt-175b"),
     (5e9, 1e6, "gpt-bytes-58m"),

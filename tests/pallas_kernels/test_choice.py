@@ -31,6 +31,19 @@ def test_what_an_implementation_does_not_support_goes_to_the_next(monkeypatch):
     choice.choose("attention", known, "triton")
 
 
+def test_what_goes_first_is_still_asked_whether_it_can(monkeypatch):
+  monkeypatch.setattr(choice, "of_this_machine", lambda: ("mosaic_gpu", "triton"))
+  known = {"triton": (max, takes_all), "mosaic_gpu": (sum, takes_all)}
+  assert choice.choose("attention", known, None, first="triton") is max
+  assert choice.choose("attention", known, None) is sum
+  assert choice.choose("attention", known, "mosaic_gpu", first="triton") is sum
+  known["triton"] = max, refuses
+  assert choice.choose("attention", known, None, first="triton") is sum
+  monkeypatch.setattr(choice, "of_this_machine", lambda: ("mosaic_gpu",))
+  known["triton"] = max, takes_all
+  assert choice.choose("attention", known, None, first="triton") is sum
+
+
 def test_a_choice_is_logged_once(caplog, monkeypatch):
   monkeypatch.setattr(choice, "of_this_machine", lambda: ("xla",))
   with caplog.at_level(logging.INFO):

@@ -24,6 +24,16 @@ def test_a_checkpoint_keeps_every_bit(dtype, tiny, tmp_path):
     assert (got == wanted).all()
 
 
+def test_a_checkpoint_loads_on_another_kind_of_device(tiny, tmp_path):
+  model, parameters = tiny("llama")
+  checkpoint.save(tmp_path / "model", model.config, parameters)
+  places = tmp_path / "model" / "parameters" / "_sharding"
+  assert "cpu:0" in places.read_text()
+  places.write_text(places.read_text().replace("cpu:0", "cuda:0"))
+  _, loaded = checkpoint.load(tmp_path / "model")
+  assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), loaded, parameters))
+
+
 def test_what_is_wrong_with_a_folder_is_said(tiny, tmp_path):
   with pytest.raises(ValueError, match=r"holds no checkpoint: there is no model\.json"):
     checkpoint.load(tmp_path)
