@@ -7,8 +7,10 @@ on their shapes alone. What a round yields is measured of a trained model (`acce
 table `regime` brings the two together.
 
 All layers of a shape are alike, so rounds are timed at two small depths and the whole model's are
-on the line through them. Programs are compiled side by side before the first is timed. The copy
-bandwidth is measured in the same process; beside it stands what a round must read.
+on the line through them. Programs are compiled side by side before the first is timed.
+
+metrics.jsonl begins with the machine and its copy bandwidth, and gets a line for each program as it
+was timed: the seconds of some rounds, and the bytes that a round of the whole model must read.
 """
 
 import concurrent.futures
@@ -23,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from experiments import decoding_flags, program, run_log
+from experiments import decoding_flags, machine, program, run_log
 from experiments.decoding_flags import AUTOREGRESSIVE
 from models import kv_cache
 from models.config import PRESETS, ModelConfig
@@ -145,31 +147,42 @@ def _slots(config: ModelConfig, cell: Cell, method: Method) -> int:
 
 def main(plan: Plan) -> None:
   log = run_log.RunLog.start(program.workdir(), program.name())
-  rate = _copy_bandwidth()
+  log.metric(
+    machine=machine.describe(), dtype=_DTYPE.value, copy_bytes_per_second=_copy_bandwidth()
+  )
   clock = time.perf_counter()
   programs = list(_programs(plan))
   with concurrent.futures.ThreadPoolExecutor() as pool:
     compiled = [pool.submit(_compile, one, plan.methods[one.method]) for one in programs]
   print(f"{len(programs)} programs compiled in {time.perf_counter() - clock:.0f} s", flush=True)
-  seconds: dict[tuple[Cell, str], dict[int, list[float]]] = {}
+  failed = 0
   for one, run in zip(programs, compiled, strict=True):
-    described = {**one.cell._asdict(), "method": one.method, "depth": one.model.config.layers}
+    method = plan.methods[one.method]
+    described = _described(one, method)
     try:
-      found = _timed(one, run.result())
+      log.metric(**described, rounds=_timed(one, run.result()))
       if FLAGS.phases and one.model.config.layers == max(FLAGS.depth):
-        log.metric(**described, phases=_phases(one, plan.methods[one.method]))
+        log.metric(**described, phases=_phases(one, method))
     except Exception as error:  # any compiler's, and too little memory; the others are not lost
+      failed += 1
       log.metric(**described, problem=f"{type(error).__name__}: {str(error).splitlines()[0][:160]}")
-      continue
-    seconds.setdefault((one.cell, one.method), {})[one.model.config.layers] = found
-    log.metric(**described, seconds=found)
-  rows = [
-    _row(cell, text, plan.methods[text], by_depth, rate)
-    for (cell, text), by_depth in seconds.items()
-    if len(by_depth) == 2
-  ]
-  setting = {"dtype": _DTYPE.value, "copy_bytes_per_second": rate}
-  log.finish({**setting, "rows": rows}, f"{len(rows)} rounds of {len(plan.cells)} cells")
+  log.finish({"failed": failed}, f"{len(programs) - failed} of {len(programs)} rounds timed")
+
+
+def _described(one: Program, method: Method) -> dict[str, Any]:
+  """What is timed, and the bytes that a round of the whole model must read."""
+  bound = roofline.of(
+    *(PRESETS[one.cell.model], method),
+    itemsize=jnp.dtype(_DTYPE.value).itemsize,
+    mean_context=one.cell.context,
+    batch_size=one.cell.batch_size,
+  )
+  return {
+    **one.cell._asdict(),
+    "method": one.method,
+    "depth": one.model.config.layers,
+    "bytes": bound.bytes_per_round(1.0),
+  }
 
 
 def _programs(plan: Plan) -> Iterator[Program]:
@@ -248,32 +261,6 @@ def _copy_bandwidth() -> float:
     x = copy(x).block_until_ready()
     seconds.append(time.perf_counter() - clock)
   return 2 * x.nbytes / statistics.median(seconds[2:])
-
-
-def _row(
-  cell: Cell, text: str, method: Method, by_depth: dict[int, list[float]], rate: float
-) -> dict[str, Any]:
-  """A whole model's round; `bound_seconds` is what it reads over the copy bandwidth."""
-  config = PRESETS[cell.model]
-  (few, short), (many, long) = sorted(
-    (depth, statistics.median(found)) for depth, found in by_depth.items()
-  )
-  layer = (long - short) / (many - few)
-  bound = roofline.of(
-    config,
-    method,
-    itemsize=jnp.dtype(_DTYPE.value).itemsize,
-    mean_context=cell.context,
-    batch_size=cell.batch_size,
-  )
-  return {
-    **cell._asdict(),
-    "method": text,
-    "seconds": short + (config.layers - few) * layer,
-    "layer_seconds": layer,
-    "rho": bound.rho,
-    "bound_seconds": bound.bytes_per_round(1.0) / rate,
-  }
 
 
 if __name__ == "__main__":

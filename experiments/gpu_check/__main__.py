@@ -62,7 +62,9 @@ def check() -> Plan:
   """Refuses a machine without a GPU, and flags that do not fit; writes nothing."""
   folder = run_log.check_workdir(program.workdir(), program.name())
   scale = parts.QUICK if _QUICK.value else parts.FULL
-  model = _MODEL.value or ("bytes-tiny" if _QUICK.value else parts.largest_model(folder, 90.0))
+  model = _MODEL.value or (
+    "bytes-tiny" if _QUICK.value else parts.largest_model(folder, 10 * _MINUTES.value)
+  )
   wanted = parts.parts(folder, scale, model)
   unknown = set(_PARTS.value) - {part.name for part in wanted}
   if unknown:

@@ -24,7 +24,7 @@ TRAINABLE = (
 DISK_BYTES = 24  # of a parameter: in f32 itself and two moments, all twice
 HOST_BYTES = 8  # of a parameter, that the training may use
 STREAMED_BYTES = 14 - HOST_BYTES  # of bfloat16 parameters and f32 states, at least
-SSD_BYTES_PER_SECOND = 2e9  # what a GPU machine's disk is taken to read or write at least
+SSD_BYTES_PER_SECOND = 1e9  # what a GPU machine's disk is taken to read or write at least
 ITERATIONS = 3
 
 
@@ -48,7 +48,7 @@ FULL = Scale(
   rounds=(),
   training=(
     *("--micro_batches=16", "--micro_batch_size=2", "--sequence_length=1024"),
-    *("--parameter_dtype=bfloat16", "--device_memory_budget=24GB"),
+    *("--parameter_dtype=bfloat16", "--device_memory_budget=24GB", "--learning_rate=1e-4"),
   ),
 )
 QUICK = Scale(

@@ -16,19 +16,21 @@ Curves = dict[str, list[tuple[float, float]]]  # by the rule's name: (x, y)
 
 @dataclasses.dataclass(frozen=True)
 class _Line:
-  """One colour for each rule; ceilings and floors dashed, variants of a rule dotted."""
+  """One colour for each rule; ceilings and floors dashed, variants of a rule broken."""
 
   colour: str
   style: Any = "-"
   marker: str = "o"
 
 
-_LINES = {
+LINES = {
   "full": _Line(INK, (0, (5, 3)), ""),
   "oracle": _Line("#8a5a9e", (0, (5, 3)), "D"),
   "specattn": _Line("#2f6f94"),
+  "specattn, pages of 16": _Line("#2f6f94", "-.", "^"),
   "specattn, tuned": _Line("#2f6f94", ":", "s"),
   "pillar": _Line("#c8483c"),
+  "pillar, pages of 16": _Line("#c8483c", "-.", "^"),
   "pillar, tuned": _Line("#c8483c", ":", "s"),
   "quest": _Line("#c8903c"),
   "quest, 2 dense layers": _Line("#c8903c", ":", "s"),
@@ -82,7 +84,7 @@ def _panels(
     panels = figure.subplots(1, len(kinds), sharey=True)
     for axes, (kind, curves) in zip(panels, kinds.items(), strict=True):
       for name, points in curves.items():
-        line = _LINES[name]
+        line = LINES[name]
         drawn = {"color": line.colour, "linestyle": line.style, "marker": line.marker}
         xs, ys = [x for x, _ in points], [y for _, y in points]
         axes.plot(xs, ys, label=name, markersize=4, linewidth=1.6, **drawn)

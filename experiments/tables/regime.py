@@ -9,13 +9,16 @@ models. A speed-up is the tokens that a round yields times the seconds of an aut
 over the seconds of the round.
 """
 
+import statistics
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments import machine, run_log
 from experiments.tables import acceptance
 from experiments.tables.table import NOT_MEASURED, Table, number_text, times_text
+from models.config import PRESETS
 
+_DRAFT_LENGTH = "draft_length=6"  # of all tokens a round here
 # Tokens a round at draft length 6 and a budget of 7%, Qwen3-8B (2602.07223, ablation).
 PUBLISHED_LENGTHS = {"specattn": 6.24, "window": 4.92}
 # Speed-up over vLLM on an H100 (2602.07223, the poster's tables): at 10K the mean of two data sets.
@@ -38,37 +41,68 @@ _COLUMNS = (
 
 
 def table(folder: Path) -> Table:
-  """The table of the run in `folder/rounds` and of `folder/acceptance`; each may be missing."""
-  done = (folder / "rounds" / run_log.SUMMARY_FILE).is_file()
-  summary = run_log.read_summary(folder / "rounds") if done else None
-  rows = summary["rows"] if summary else []
-  lengths = _lengths(folder)
-  steps = {_cell(row): row["seconds"] for row in rows if row["method"] == "autoregressive"}
-  missing = ((NOT_MEASURED, *[NOT_MEASURED] * (len(_COLUMNS) - 1)),)
-  return Table(
-    name="regime",
-    title="Decoding in the paper's regime: rounds of large shapes",
-    columns=_COLUMNS,
-    rows=tuple(_row(row, steps.get(_cell(row)), lengths) for row in rows) or missing,
-    notes=_notes(summary),
-    machine=machine.sentence(summary["machine"]) if summary else "",
-  )
+  """The table of the run in `folder/rounds`, finished or not, and of `folder/acceptance`."""
+  path = folder / "rounds" / run_log.METRICS_FILE
+  lines = run_log.read_metrics(path.parent) if path.is_file() else []
+  first = next((line for line in lines if "machine" in line), None)
+  if first is None:
+    how = f"python -m experiments.round_costs --workdir={folder}/rounds measures it, on a GPU."
+    return _table(((NOT_MEASURED,) * len(_COLUMNS),), (how,), "")
+  rounds, lengths = _whole_rounds(lines), _lengths(folder)
+  rows = [_row(key, rounds, first["copy_bytes_per_second"], lengths) for key in rounds]
+  problems = [f"{_title(_key(line))}: {line['problem']}." for line in lines if "problem" in line]
+  return _table(tuple(rows), (*_notes(first), *problems), machine.sentence(first["machine"]))
 
 
-def _notes(summary: dict[str, Any] | None) -> tuple[str, ...]:
-  if summary is None:
-    return ("python -m experiments.round_costs --workdir=<runs>/rounds measures it, on a GPU.",)
+def _table(rows: tuple[tuple[str, ...], ...], notes: tuple[str, ...], made_on: str) -> Table:
+  title = "Decoding in the paper's regime: rounds of large shapes"
+  return Table("regime", title, _COLUMNS, rows, notes, made_on)
+
+
+def _notes(first: dict[str, Any]) -> tuple[str, ...]:
   return (
-    f"Seconds are of the shapes with random weights, {summary['dtype']}, timed at two depths and"
+    f"Seconds are of the shapes with random weights, {first['dtype']}, timed at two depths and"
     " extrapolated to all layers. Bound: the bytes that a round must read over the copy bandwidth,"
-    f" {summary['copy_bytes_per_second'] / 1e9:,.0f} GB/s.",
-    "Tokens a round of the trained model: the kept one on editing prompts of 4,096 bytes, draft"
-    " length 6 and 7%, so neither this shape's nor at this context; published: Qwen3-8B's.",
+    f" {first['copy_bytes_per_second'] / 1e9:,.0f} GB/s; reading alone can be faster than copying.",
+    "Tokens a round of the trained model: the kept one's on editing prompts of 4,096 bytes, draft"
+    " length 6 and 7%, so neither this shape's nor at this context; published: Qwen3-8B's, of"
+    " single tokens selected.",
   )
 
 
-def _cell(row: dict[str, Any]) -> tuple[str, int, int]:
-  return row["model"], row["context"], row["batch_size"]
+Key = tuple[str, int, int, str]  # model, context, batch size, method
+
+
+class Round(NamedTuple):
+  """Of the whole model: median seconds, and the bytes that it must read."""
+
+  seconds: float
+  bytes: float
+
+
+def _whole_rounds(lines: list[dict[str, Any]]) -> dict[Key, Round]:
+  """Rounds on the line through those of two depths, of what was timed at both."""
+  found: dict[Key, dict[int, Round]] = {}
+  for line in lines:
+    if "rounds" in line:
+      own = Round(statistics.median(line["rounds"]), line["bytes"])
+      found.setdefault(_key(line), {})[line["depth"]] = own
+  return {key: _whole(key[0], depths) for key, depths in found.items() if len(depths) == 2}
+
+
+def _whole(model: str, depths: dict[int, Round]) -> Round:
+  (few, short), (many, long) = sorted(depths.items())
+  layer = (long.seconds - short.seconds) / (many - few)
+  return short._replace(seconds=short.seconds + (PRESETS[model].layers - few) * layer)
+
+
+def _key(line: dict[str, Any]) -> Key:
+  return line["model"], line["context"], line["batch_size"], line["method"]
+
+
+def _title(key: Key) -> str:
+  model, context, batch, method = key
+  return f"{model}, {context:,} x {batch}: {method.replace(',', ', ')}"
 
 
 def _lengths(folder: Path) -> dict[str, float]:
@@ -77,19 +111,24 @@ def _lengths(folder: Path) -> dict[str, float]:
   return {case: row["acceptance_length"] for (case, at), row in rows.items() if at == acceptance.AT}
 
 
-def _row(row: dict[str, Any], step: float | None, lengths: dict[str, float]) -> tuple[str, ...]:
-  model, context, batch = _cell(row)
-  text, seconds = row["method"], row["seconds"]
+def _row(
+  key: Key, rounds: dict[Key, Round], rate: float, lengths: dict[str, float]
+) -> tuple[str, ...]:
+  model, context, batch, method = key
+  own, step = rounds[key], rounds.get((model, context, batch, "autoregressive"))
   first = (
-    f"{model}, {context:,} x {batch}: {text.replace(',', ', ')}",
-    number_text(seconds * 1e3),
-    number_text(row["bound_seconds"] / seconds),
+    _title(key),
+    number_text(own.seconds * 1e3),
+    number_text(own.bytes / rate / own.seconds),
   )
-  if text == "autoregressive":
+  if method == "autoregressive":
     return (*first, "1", times_text(1), "1", times_text(1), times_text(1))
-  settings = [each for each in text.split(",") if not each.startswith("draft_length=")]
-  of_trained, of_published = lengths.get(",".join(settings)), PUBLISHED_LENGTHS.get(settings[0])
-  speed_up = lambda length: length * step / seconds if length and step else None
+  of_trained = of_published = None
+  settings = method.split(",")
+  if _DRAFT_LENGTH in settings:
+    settings.remove(_DRAFT_LENGTH)
+    of_trained, of_published = lengths.get(",".join(settings)), PUBLISHED_LENGTHS.get(settings[0])
+  speed_up = lambda length: length * step.seconds / own.seconds if length and step else None
   return (
     *first,
     number_text(of_trained),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import acceptance_run
+from experiments.report import acceptance as pictures
 from experiments.tables import acceptance, staleness
 from experiments.tables.table import NOT_MEASURED
 from models.config import ModelConfig
@@ -93,6 +94,10 @@ def _leave(folder, kind, cases):
   summary |= {"prompt_bytes": [2000] * 3, "draft_length": 2, "copied_share": 0.5}
   (folder / "summary.json").write_text(json.dumps(summary))
   (folder / "outside.json").write_text(json.dumps({"peak_resident_bytes": 1000}))
+
+
+def test_every_case_of_the_table_has_its_line_in_the_picture():
+  assert list(pictures.LINES) == list(acceptance.CASES)
 
 
 def test_the_table_tells_where_specattn_is_above_and_what_beats_it(tmp_path):

@@ -101,7 +101,8 @@ def test_what_matters_most_comes_first_and_all_fits_nine_minutes(tmp_path):
 @pytest.mark.parametrize(
   ("free", "seconds", "model"),
   [
-    (1e12, 90.0, "qwen3-1.7b"),
+    (1e12, 90.0, "gpt-bytes-400m"),
+    (6.4e10, 200.0, "qwen3-1.7b"),
     (1e12, 1e6, "llama-3-8b"),
     (1e13, 1e6, "gpt-175b"),
     (5e9, 1e6, "gpt-bytes-58m"),
