@@ -1,5 +1,6 @@
 """The reference that training under a schedule is held to."""
 
+import functools
 from typing import Any
 
 import jax
@@ -12,11 +13,12 @@ from offload.programs import Where
 from offload.verdict import add_squares
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def reference(small):
   """Plain loops over the same compiled unit functions: every boundary and gradient in memory.
 
-  Gradients are summed in `order(unit, micro_batches)`; the optimizer sees whole vectors.
+  Gradients are summed in `order(unit, micro_batches)`; the optimizer sees whole vectors. What
+  several tests hold theirs to is trained once.
   """
 
   def run(
@@ -27,8 +29,11 @@ def reference(small):
     rule: str = "adamw",
     **settings: Any,
   ):
-    return _Reference(small, name, order, micro_batches, dtype, rule, **settings).train()
+    trained = once if not settings else of
+    return trained(name, order, micro_batches, dtype, rule, **settings)
 
+  of = lambda *how, **settings: _Reference(small, *how, **settings).train()
+  once = functools.cache(of)
   return run
 
 
