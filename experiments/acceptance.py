@@ -86,7 +86,7 @@ def case(words: str, length: int) -> Case:
   if not FLAGS.kv_budgets:
     raise ValueError("--kv_budgets names no budget; give at least one.")
   with decoding_flags.written("case", words) as given:
-    method = decoding_flags.method()
+    method = decoding_flags.method_of_fixed_length()
     texts = [FLAGS.kv_budget] if "kv_budget" in given else FLAGS.kv_budgets
     budgets = {text: Budget.parse(text, FLAGS.kv_floor) for text in texts}
   return Case(words, ladders(method, budgets, length))

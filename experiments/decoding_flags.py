@@ -132,6 +132,13 @@ def method() -> Method:
   return Method(selector, DRAFT_LENGTH.value, **common)
 
 
+def method_of_fixed_length() -> Method:
+  """What the flags ask for, where rounds must be alike; raises ValueError with one sentence."""
+  if DRAFT_LENGTH.value == AUTO:
+    raise ValueError(f"--draft_length={AUTO} is no fixed length, as is needed here; give one.")
+  return method()
+
+
 @contextlib.contextmanager
 def written(flag: str, words: str) -> Iterator[set[str]]:
   """Within, the flags are as `selector,flag=value,...` sets them; yields the names of those set.
@@ -149,8 +156,6 @@ def written(flag: str, words: str) -> Iterator[set[str]]:
       if key not in known:
         raise ValueError(f"{key} is none of {', '.join(known)}.")
     with flagsaver.as_parsed(method=name, **values):
-      if DRAFT_LENGTH.value == AUTO:
-        raise ValueError(f"--draft_length={AUTO} is no fixed length, as is needed here; give one.")
       yield set(values)
   except (ValueError, flags.Error) as error:
     raise ValueError(f"--{flag}={words}: {error}") from error

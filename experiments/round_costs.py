@@ -3,20 +3,22 @@
     python -m experiments.round_costs --model=qwen3-4b --context=100000     # on a GPU
 
 Nothing is trained and no prompt is run: weights and cache are noise, for what a round costs depends
-on their shapes alone. What a round yields is measured of a trained model (`acceptance`), and the
-table `regime` brings the two together.
+on their shapes alone, where a budget is not one of covered mass. What a round yields is measured of
+a trained model (`acceptance`), and the table `regime` brings the two together.
 
 All layers of a shape are alike, so rounds are timed at two small depths and the whole model's are
 on the line through them. Programs are compiled side by side before the first is timed.
 
-metrics.jsonl begins with the machine and its copy bandwidth, and gets a line for each program as it
-was timed: the seconds of some rounds, and the bytes that a round of the whole model must read.
+metrics.jsonl begins with the machine, its copy bandwidth and the memory that batches were made for
+(the whole model's: what is timed takes less), and gets a line for each program as it was timed: the
+seconds of some rounds, and the bytes that a round of the whole model must read.
 """
 
 import concurrent.futures
 import dataclasses
 import itertools
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -33,7 +35,7 @@ from models.decoding import roofline
 from models.decoding.generate import Generator, sequence_keys, slots_for
 from models.decoding.loop import start
 from models.decoding.method import Method
-from models.decoding.phases import compile_round, round_seconds, time_phases
+from models.decoding.phases import compile_round, time_phases, time_round
 from models.decoding.round import LoopState
 from models.transformer import Parameters, Transformer
 
@@ -91,6 +93,9 @@ class Program(NamedTuple):
 def check() -> Plan:
   """Refuses mistakes before anything is written or compiled."""
   run_log.check_workdir(program.workdir(), program.name())
+  given = [flag.name for flag in decoding_flags.OF_A_CASE if FLAGS[flag.name].present]
+  if given:
+    raise ValueError(f"--{given[0]} belongs into --methods, as in specattn,{given[0]}=...")
   depths = sorted(set(FLAGS.depth))
   if len(depths) != 2:
     raise ValueError(f"--depth must be given two different numbers, not {FLAGS.depth}.")
@@ -101,11 +106,11 @@ def check() -> Plan:
 
 def _method_of(text: str) -> Method:
   with decoding_flags.written("methods", text):
-    method = decoding_flags.method()
-    if method.draft_lengths:
-      raise ValueError("Rounds are timed at one draft length: give draft_length as a number.")
+    method = decoding_flags.method_of_fixed_length()
     if method.selector is not None and method.selector.dense_layers:
       raise ValueError("Layers must be alike to be timed at two depths: give dense_layers=0.")
+    if method.refresh != 1:
+      raise ValueError("Rounds must be alike to be timed: select for each (refresh=1).")
     return method
 
 
@@ -118,17 +123,19 @@ def _batch_size(cell: Cell, methods: dict[str, Method]) -> int:
   selectors = [method.selector for method in methods.values() if method.selector is not None]
   scratch = max((selector.budget.at(cell.context) for selector in selectors), default=0)
   slots = max(_slots(config, cell, method) for method in methods.values())
-  memory = FLAGS.memory or _device_memory()
+  memory = _memory()
   held = (_SAFE * memory - count * itemsize) / (config.kv_bytes(itemsize) * (slots + scratch))
   if held < 1:
     raise ValueError(
-      f"{program.size_text(memory)} do not hold {cell.model} and {cell.context:,} tokens: give a"
+      f"{memory / 1e9:.3g} GB do not hold {cell.model} and {cell.context:,} tokens: give a"
       " smaller --context, or more --memory to time what a larger device would do."
     )
   return int(held)
 
 
-def _device_memory() -> int:
+def _memory() -> int:
+  if FLAGS.memory:
+    return FLAGS.memory
   stats = jax.devices()[0].memory_stats() or {}
   if "bytes_limit" not in stats:
     raise ValueError("This device does not say how much memory it has: give --memory.")
@@ -148,25 +155,42 @@ def _slots(config: ModelConfig, cell: Cell, method: Method) -> int:
 def main(plan: Plan) -> None:
   log = run_log.RunLog.start(program.workdir(), program.name())
   log.metric(
-    machine=machine.describe(), dtype=_DTYPE.value, copy_bytes_per_second=_copy_bandwidth()
+    machine=machine.describe(),
+    dtype=_DTYPE.value,
+    copy_bytes_per_second=_copy_bandwidth(),
+    memory=None if FLAGS.batch_size else _memory(),
   )
   clock = time.perf_counter()
   programs = list(_programs(plan))
   with concurrent.futures.ThreadPoolExecutor() as pool:
     compiled = [pool.submit(_compile, one, plan.methods[one.method]) for one in programs]
   print(f"{len(programs)} programs compiled in {time.perf_counter() - clock:.0f} s", flush=True)
-  failed = 0
-  for one, run in zip(programs, compiled, strict=True):
-    method = plan.methods[one.method]
-    described = _described(one, method)
-    try:
-      log.metric(**described, rounds=_timed(one, run.result()))
-      if FLAGS.phases and one.model.config.layers == max(FLAGS.depth):
-        log.metric(**described, phases=_phases(one, method))
-    except Exception as error:  # any compiler's, and too little memory; the others are not lost
-      failed += 1
-      log.metric(**described, problem=f"{type(error).__name__}: {str(error).splitlines()[0][:160]}")
-  log.finish({"failed": failed}, f"{len(programs) - failed} of {len(programs)} rounds timed")
+  done = [
+    _tell(one, run, plan.methods[one.method], log)
+    for one, run in zip(programs, compiled, strict=True)
+  ]
+  log.finish({"timed": sum(done)}, f"{sum(done)} of {len(done)} rounds timed")
+  sys.exit(int(not all(done)))
+
+
+def _tell(
+  one: Program, run: concurrent.futures.Future, method: Method, log: run_log.RunLog
+) -> bool:
+  """Times a program and writes what came of it; whether all that was wanted came."""
+  described = _described(one, method)
+  try:
+    parameters = _noise(one.parameters, jax.random.key(FLAGS.seed), scale=0.02)
+    rounds, state = time_round(run.result(), parameters, _state(one))
+    log.metric(**described, rounds=rounds)
+    if FLAGS.phases and method.draft_length and one.model.config.layers == max(FLAGS.depth):
+      # With what the rounds left: the made-up state's selector has seen nothing.
+      phases, _ = time_phases(Generator(one.model, parameters, method), state)
+      log.metric(**described, phases=phases)
+  except Exception as error:  # any compiler's, and too little memory; the others are not lost
+    said = (str(error).splitlines() or ["no message"])[0][:160]
+    log.metric(**described, problem=f"{type(error).__name__}: {said}")
+    return False
+  return True
 
 
 def _described(one: Program, method: Method) -> dict[str, Any]:
@@ -211,26 +235,13 @@ def _compile(one: Program, method: Method) -> jax.stages.Compiled:
   return compile_round(one.model, one.parameters, method, one.state)
 
 
-def _timed(one: Program, compiled: jax.stages.Compiled) -> list[float]:
-  """Seconds of a round, measured some times."""
-  seconds, _ = round_seconds(compiled, *_made(one))
-  return seconds
-
-
-def _phases(one: Program, method: Method) -> dict[str, float]:
-  parameters, state = _made(one)
-  seconds, _ = time_phases(Generator(one.model, parameters, method), state)
-  return seconds
-
-
-def _made(one: Program) -> tuple[Parameters, LoopState]:
-  """Parameters and a state of noise, with full caches."""
+def _state(one: Program) -> LoopState:
+  """A state of noise, with full caches."""
   key = jax.random.key(FLAGS.seed)
   state = _noise(one.state, key)
   full = jnp.full((one.cell.batch_size,), one.cell.context, jnp.int32)
   keys = sequence_keys(key, one.cell.batch_size)
-  state = state._replace(cache=state.cache.with_lengths(full), keys=keys)
-  return _noise(one.parameters, key, scale=0.02), state
+  return state._replace(cache=state.cache.with_lengths(full), keys=keys)
 
 
 def _noise(tree: Any, key: jax.Array, scale: float = 1.0) -> Any:

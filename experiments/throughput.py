@@ -7,7 +7,8 @@ methods take turns, and a speed-up is the median over rounds of two times of one
 stand two predictions: the roofline's, from bytes alone, and that of the measured phases, each timed
 as a program of its own. Texts are judged by the autoregressive ones.
 
-A method is written as a selector with its settings: `specattn,draft_length=6,page_size=16`.
+A method is written as a selector with its settings: `specattn,draft_length=6,page_size=16`. Of
+`draft_length=auto` the rounds are measured before anything is timed; its phases are left out.
 """
 
 import functools
@@ -23,7 +24,14 @@ from experiments import data, decoding_flags, program, prompts, reference_run, r
 from experiments.decoding_flags import AUTOREGRESSIVE
 from experiments.generate_report import acceptance_by_position, acceptance_length
 from models.decoding import roofline
-from models.decoding.generate import Generator, Prompts, pad, sequence_keys, slots_for
+from models.decoding.generate import (
+  Generator,
+  Prompts,
+  measure_rounds,
+  pad,
+  sequence_keys,
+  slots_for,
+)
 from models.decoding.method import Method
 from models.decoding.phases import time_phases
 from models.transformer import Parameters, Transformer
@@ -97,22 +105,30 @@ def _measure(
 ) -> dict[str, dict[str, Any]]:
   """Of each method: seconds of every round, texts, rounds by accepted drafts, phases."""
   found: dict[str, dict[str, Any]] = {text: {"seconds": [], "phases": {}} for text in generators}
-  keys = sequence_keys(jax.random.key(FLAGS.seed), len(batch.lengths))
+  size, wanted = len(batch.lengths), FLAGS.new_tokens
+  keys = sequence_keys(jax.random.key(FLAGS.seed), size)
+  known = {}
+  for text, generator in generators.items():
+    clock = time.perf_counter()
+    known[text] = measure_rounds(generator, size, slots=slots, wanted=wanted)
+    found[text]["measuring_seconds"] = time.perf_counter() - clock
   clock = time.perf_counter()
   cache = jax.block_until_ready(generators[AUTOREGRESSIVE].prefill(batch, slots))
   print(f"prefill {time.perf_counter() - clock:.1f} s", flush=True)
   for number in range(1 + FLAGS.rounds):
     for text, generator in generators.items():
       clock = time.perf_counter()
-      state = generator.start(batch, cache.with_lengths(batch.lengths - 1), keys, FLAGS.new_tokens)
-      state = jax.block_until_ready(generator.advance(state, FLAGS.new_tokens))
+      state = generator.start(batch, cache.with_lengths(batch.lengths - 1), keys, wanted)
+      state, tallies = jax.block_until_ready(generator.finish(state, wanted, known[text]))
       seconds, own = time.perf_counter() - clock, found[text]
       own["texts"] = generator.texts(state)
       own["acceptances"] = np.asarray(state.acceptances).tolist()
+      own["rounds_by_draft_length"] = {g: sum(tally) for g, tally in tallies.items()}
       if number:
         own["seconds"].append(seconds)
         log.metric(method=text, round=number, decode_seconds=seconds)
-      if number == FLAGS.rounds and FLAGS.phases:  # the prompts stay in the cache as they were
+      timed = FLAGS.phases and not generator.method.draft_lengths
+      if number == FLAGS.rounds and timed:  # the prompts stay in the cache as they were
         own["phases"], state = time_phases(generator, state)
       cache = state.cache
     print(f"round {number} of {FLAGS.rounds}" if number else "warmed up", flush=True)
@@ -136,12 +152,14 @@ def _summarized(
 ) -> dict[str, Any]:
   """What follows from a method's measurements, and what was to be expected."""
   by_accepted = [sum(column) for column in zip(*own["acceptances"], strict=True)]
-  length = acceptance_length(by_accepted)
+  length, drafted = acceptance_length(by_accepted), own["rounds_by_draft_length"]
+  mean = sum(g * n for g, n in drafted.items()) / sum(drafted.values()) if drafted else None
   bound = roofline.of(
     *(plan.model.config, method),
     itemsize=jax.tree.leaves(parameters)[0].dtype.itemsize,
     mean_context=FLAGS.length - FLAGS.new_tokens / 2,
     batch_size=FLAGS.batch_size,
+    draft_length=mean,
   )
   # A batch is done when its slowest sequence is; the first token is an autoregressive step's.
   rounds = max(sum(each) for each in own["acceptances"])

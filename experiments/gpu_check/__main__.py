@@ -63,7 +63,7 @@ def check() -> Plan:
   folder = run_log.check_workdir(program.workdir(), program.name())
   scale = parts.QUICK if _QUICK.value else parts.FULL
   model = _MODEL.value or (
-    "bytes-tiny" if _QUICK.value else parts.largest_model(folder, 10 * _MINUTES.value)
+    "bytes-tiny" if _QUICK.value else parts.largest_model(folder, _MINUTES.value)
   )
   wanted = parts.parts(folder, scale, model)
   unknown = set(_PARTS.value) - {part.name for part in wanted}

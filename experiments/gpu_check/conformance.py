@@ -48,7 +48,9 @@ def check() -> None:
     raise ValueError(f"{SUITE} is not in this folder; run from the root of the repository.")
   try:
     import pytest  # noqa: F401
-    import xdist  # noqa: F401
+
+    if _WORKERS.value > 1:
+      import xdist  # noqa: F401
   except ImportError as error:
     raise ValueError(
       f"The suite needs {error.name}: pip install -r requirements-dev.txt."

@@ -1,6 +1,7 @@
 """The parts, what matters most first, for a GPU and for a rehearsal on any machine."""
 
 import dataclasses
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,11 +22,13 @@ TRAINABLE = (
   "gpt-65b",
   "gpt-175b",
 )
-DISK_BYTES = 24  # of a parameter: in f32 itself and two moments, all twice
+DISK_BYTES = 28  # of a parameter: itself, in f32 again, two moments, all twice
 HOST_BYTES = 8  # of a parameter, that the training may use
 STREAMED_BYTES = 14 - HOST_BYTES  # of bfloat16 parameters and f32 states, at least
 SSD_BYTES_PER_SECOND = 1e9  # what a GPU machine's disk is taken to read or write at least
 ITERATIONS = 3
+STARTING_SECONDS = 45  # of a run: compiling, and making and writing the first states
+TRAINING_SECONDS = 150  # of the nine minutes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Scale:
 
 
 FULL = Scale(
-  conformance=("--workers=8",),
+  conformance=(f"--workers={min(8, os.cpu_count() or 1)}",),
   bandwidth=(),
   prompt_bytes=24_000,
   decoding=("--page_size=16", "--kv_budget=0.07", "--max_new_tokens=256", "--repeats=3"),
@@ -72,17 +75,20 @@ def model_parameters(config: ModelConfig) -> int:
   return config.layers * config.block_parameters + config.resident_parameters
 
 
-def largest_model(folder: Path, seconds: float) -> str:
-  """The largest preset whose states fit the folder's disk, and whose two runs fit the time.
+def largest_model(folder: Path, minutes: float) -> str:
+  """The largest preset whose states fit the folder's disk, and whose two runs fit their part of
+  the check's minutes.
 
-  An iteration is taken to read and write what the host does not hold once.
+  An iteration is taken to read and write what the host does not hold once, in either order.
   """
   there = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
   free = shutil.disk_usage(there).free
+  seconds = TRAINING_SECONDS * minutes / 9
   fits = [TRAINABLE[0]]
   for name in TRAINABLE:
     count = model_parameters(PRESETS[name])
-    took = ITERATIONS * len(SCHEDULES) * 2 * STREAMED_BYTES * count / SSD_BYTES_PER_SECOND
+    iteration = 2 * STREAMED_BYTES * count / SSD_BYTES_PER_SECOND
+    took = len(SCHEDULES) * (STARTING_SECONDS + ITERATIONS * iteration)
     if DISK_BYTES * count < free and took < seconds:
       fits.append(name)
   return max(fits, key=lambda name: model_parameters(PRESETS[name]))
@@ -104,23 +110,23 @@ def parts(folder: Path, scale: Scale, model: str) -> list[Part]:
     Part(
       "bandwidth",
       "The kernels against copy bandwidth and other libraries.",
-      110,
+      80,
       (_module("gpu_check.bandwidth", folder / "bandwidth", *scale.bandwidth),),
     ),
     Part(
       "rounds",
-      "Rounds of large models' shapes, over caches that fill the memory.",
-      110,
+      "Rounds of large models' shapes, of the batch that fills the memory.",
+      130,
       (_module("round_costs", folder / "rounds", *scale.rounds),),
     ),
     Part(
       "training",
       f"{model} from SSD, in both orders.",
-      140,
+      TRAINING_SECONDS,
       # The vertical one first: it takes less, and the other may be ended at the limit.
       tuple(_training(folder / order, order, scale, model) for order in reversed(SCHEDULES)),
       # Trying kernels for every product would take longer than the runs.
-      {"XLA_FLAGS": "--xla_gpu_enable_triton_gemm=false"},
+      {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_enable_triton_gemm=false"},
     ),
     Part(
       "decoding",

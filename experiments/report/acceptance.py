@@ -80,7 +80,7 @@ def _panels(
   path: Path, kinds: dict[str, Curves], y: str, finish: Callable[[Axes], Any], bottom: float
 ) -> None:
   with matplotlib.rc_context(STYLE):
-    figure = Figure((10, 4), layout="constrained")
+    figure = Figure((3 + 3.5 * len(kinds), 4), layout="constrained")
     panels = figure.subplots(1, len(kinds), sharey=True)
     for axes, (kind, curves) in zip(panels, kinds.items(), strict=True):
       for name, points in curves.items():

@@ -10,6 +10,7 @@ over the seconds of the round.
 """
 
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from experiments.tables import acceptance
 from experiments.tables.table import NOT_MEASURED, Table, number_text, times_text
 from models.config import PRESETS
 
-_DRAFT_LENGTH = "draft_length=6"  # of all tokens a round here
+_AT = {"draft_length": "6", "kv_budget": "0.07"}  # what all tokens a round here are of
 # Tokens a round at draft length 6 and a budget of 7%, Qwen3-8B (2602.07223, ablation).
 PUBLISHED_LENGTHS = {"specattn": 6.24, "window": 4.92}
 # Speed-up over vLLM on an H100 (2602.07223, the poster's tables): at 10K the mean of two data sets.
@@ -40,6 +41,16 @@ _COLUMNS = (
 )
 
 
+Key = tuple[str, int, int, str]  # model, context, batch size, method
+
+
+class Round(NamedTuple):
+  """Of the whole model: median seconds, and the bytes that it must read."""
+
+  seconds: float
+  bytes: float
+
+
 def table(folder: Path) -> Table:
   """The table of the run in `folder/rounds`, finished or not, and of `folder/acceptance`."""
   path = folder / "rounds" / run_log.METRICS_FILE
@@ -50,8 +61,8 @@ def table(folder: Path) -> Table:
     return _table(((NOT_MEASURED,) * len(_COLUMNS),), (how,), "")
   rounds, lengths = _whole_rounds(lines), _lengths(folder)
   rows = [_row(key, rounds, first["copy_bytes_per_second"], lengths) for key in rounds]
-  problems = [f"{_title(_key(line))}: {line['problem']}." for line in lines if "problem" in line]
-  return _table(tuple(rows), (*_notes(first), *problems), machine.sentence(first["machine"]))
+  notes = (*_notes(first), *_missing(lines, rounds))
+  return _table(tuple(rows), notes, machine.sentence(first["machine"]))
 
 
 def _table(rows: tuple[tuple[str, ...], ...], notes: tuple[str, ...], made_on: str) -> Table:
@@ -66,18 +77,20 @@ def _notes(first: dict[str, Any]) -> tuple[str, ...]:
     f" {first['copy_bytes_per_second'] / 1e9:,.0f} GB/s; reading alone can be faster than copying.",
     "Tokens a round of the trained model: the kept one's on editing prompts of 4,096 bytes, draft"
     " length 6 and 7%, so neither this shape's nor at this context; published: Qwen3-8B's, of"
-    " single tokens selected.",
+    " single tokens selected. Published speed-ups are over vLLM on an H100 of 94 GB; those here are"
+    " over an autoregressive step of the same batch, the largest that the memory holds with the"
+    " drafts' copies of the cache.",
   )
 
 
-Key = tuple[str, int, int, str]  # model, context, batch size, method
-
-
-class Round(NamedTuple):
-  """Of the whole model: median seconds, and the bytes that it must read."""
-
-  seconds: float
-  bytes: float
+def _missing(lines: list[dict[str, Any]], rounds: dict[Key, Round]) -> Iterator[str]:
+  """What could not be timed, and what was timed at one depth alone."""
+  for line in lines:
+    if "problem" in line:
+      yield f"{_title(_key(line))}, {line['depth']} layers: {line['problem']}."
+  known = dict.fromkeys(_key(line) for line in lines if "rounds" in line)
+  if left_out := [_title(key) for key in known if key not in rounds]:
+    yield f"Timed at one depth alone, and left out: {'; '.join(left_out)}."
 
 
 def _whole_rounds(lines: list[dict[str, Any]]) -> dict[Key, Round]:
@@ -123,11 +136,12 @@ def _row(
   )
   if method == "autoregressive":
     return (*first, "1", times_text(1), "1", times_text(1), times_text(1))
+  selector, *given = method.split(",")
+  settings = dict(each.split("=") for each in given)
   of_trained = of_published = None
-  settings = method.split(",")
-  if _DRAFT_LENGTH in settings:
-    settings.remove(_DRAFT_LENGTH)
-    of_trained, of_published = lengths.get(",".join(settings)), PUBLISHED_LENGTHS.get(settings[0])
+  if all(settings.pop(name, value) == value for name, value in _AT.items()):
+    case = ",".join([selector, *(f"{name}={value}" for name, value in settings.items())])
+    of_trained, of_published = lengths.get(case), PUBLISHED_LENGTHS.get(selector)
   speed_up = lambda length: length * step.seconds / own.seconds if length and step else None
   return (
     *first,
@@ -135,5 +149,5 @@ def _row(
     times_text(speed_up(of_trained)),
     number_text(of_published),
     times_text(speed_up(of_published)),
-    times_text(PUBLISHED.get((model, context), {}).get(settings[0])),
+    times_text(PUBLISHED.get((model, context), {}).get(selector)),
   )

@@ -11,6 +11,7 @@ from experiments.tables import (
   commits,
   conformance,
   decoding,
+  draft_lengths,
   engine,
   kernels,
   memory,
@@ -39,6 +40,7 @@ TABLES: dict[str, Callable[[Path], Table]] = {
   "commits": commits.table,
   "acceptance": acceptance.table,
   "staleness": staleness.table,
+  "draft_lengths": draft_lengths.table,
   "peers": peers.table,
   "throughput": throughput.table,
   "assisted": assisted.table,
@@ -65,6 +67,7 @@ MEASUREMENTS = {
   "commits": Measurement(commits.check, commits.measure),
   "acceptance": Measurement(acceptance.check, acceptance.measure),
   "staleness": Measurement(staleness.check, staleness.measure),
+  "draft_lengths": Measurement(draft_lengths.check, draft_lengths.measure),
   "throughput": Measurement(throughput.check, throughput.measure),
 }
 

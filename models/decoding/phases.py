@@ -162,12 +162,12 @@ def _hungry(state: LoopState) -> LoopState:
 def compile_round(
   model: Transformer, parameters: Parameters, method: Method, state: LoopState
 ) -> jax.stages.Compiled:
-  """The program of `round_seconds`, for parameters and a state that may be abstract."""
+  """The program of `time_round`, for parameters and a state that may be abstract."""
   times = jax.ShapeDtypeStruct((), jnp.int32)
   return _repeat.lower(model, parameters, method, _round, state, None, None, times).compile()
 
 
-def round_seconds(
+def time_round(
   compiled: jax.stages.Compiled, parameters: Parameters, state: LoopState
 ) -> tuple[list[float], LoopState]:
   """Seconds of a fused round, measured some times; the state is donated, and returned."""

@@ -99,19 +99,19 @@ def test_what_matters_most_comes_first_and_all_fits_nine_minutes(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("free", "seconds", "model"),
+  ("free", "minutes", "model"),
   [
-    (1e12, 90.0, "gpt-bytes-400m"),
-    (6.4e10, 200.0, "qwen3-1.7b"),
+    (1e12, 9.0, "gpt-bytes-400m"),
+    (6.4e10, 15.0, "qwen3-1.7b"),
     (1e12, 1e6, "llama-3-8b"),
     (1e13, 1e6, "gpt-175b"),
     (5e9, 1e6, "gpt-bytes-58m"),
   ],
 )
-def test_the_largest_model_fits_disk_and_time(free, seconds, model, tmp_path, monkeypatch):
+def test_the_largest_model_fits_disk_and_time(free, minutes, model, tmp_path, monkeypatch):
   usage = namedtuple("usage", "free")
   monkeypatch.setattr(parts.shutil, "disk_usage", lambda _: usage(free))
-  assert parts.largest_model(tmp_path / "not" / "there", seconds) == model
+  assert parts.largest_model(tmp_path / "not" / "there", minutes) == model
 
 
 def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path):

@@ -39,17 +39,33 @@ def test_rounds_are_of_the_whole_model(tmp_path):
 
 
 def test_what_was_not_timed_at_both_depths_is_left_out(tmp_path):
-  problem = {**CELL, "method": "window,draft_length=6", "problem": "no memory"}
+  problem = {**CELL, "method": "window,draft_length=6", "depth": 2, "problem": "no memory"}
   alone = {**CELL, "method": "quest,draft_length=6", "depth": 2, "bytes": 1.0, "rounds": [1.0]}
   table = written(tmp_path, alone, problem)
   assert len(table.rows) == 2
-  assert "qwen3-4b, 100,000 x 4: window, draft_length=6: no memory." in table.notes
+  *_, failed, alone = table.notes
+  assert failed == "qwen3-4b, 100,000 x 4: window, draft_length=6, 2 layers: no memory."
+  assert alone.startswith("Timed at one depth alone") and "quest, draft_length=6" in alone
+
+
+def test_lengths_of_the_trained_model_are_those_of_the_same_settings(tmp_path):
+  row = {"case": "specattn,page_size=16", "kv_budget": "0.07", "acceptance_length": 5.4}
+  run = tmp_path / "acceptance" / "editing.0"
+  run_log.RunLog.start(run, "acceptance").finish({"rows": [row]}, "")
+  run_log.write_json(run / "outside.json", {})
+  assert written(tmp_path).rows[1][3:5] == ("5.40", f"{5.4 * 37 / 108:.2f}×")
 
 
 def test_published_lengths_are_of_their_draft_length(tmp_path):
-  other = {**CELL, "method": "specattn,draft_length=4", "bytes": 1.0}
-  table = written(tmp_path, *({**other, "depth": depth, "rounds": [0.01]} for depth in (2, 4)))
-  assert table.rows[2][3:7] == ("«not measured»",) * 4
+  others = ("specattn,draft_length=4", "specattn,kv_budget=0.02", "specattn")
+  lines = [
+    {**CELL, "method": method, "bytes": 1.0, "depth": depth, "rounds": [0.01]}
+    for method in others
+    for depth in (2, 4)
+  ]
+  *_, short, small, default = written(tmp_path, *lines).rows
+  assert short[3:7] == small[3:7] == ("«not measured»",) * 4
+  assert default[5] == "6.24"
 
 
 def test_nothing_measured_says_how(tmp_path):

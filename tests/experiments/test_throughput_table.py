@@ -6,6 +6,7 @@ from absl import flags
 from experiments import throughput as program
 from experiments.tables import throughput
 from experiments.tables.table import NOT_MEASURED
+from models.decoding.draft_length import LENGTHS
 
 
 def _own(seconds, speedup, predicted=None, **phases):
@@ -25,7 +26,7 @@ def _cell():
     "quest,draft_length=4": _own([4.0, 5.0, 9.0], 1.8),
     "pillar": _own([1.0, 1.0, 1.0], 9.0),
   }
-  return {"length": 16_384, "batch_size": 1, "methods": methods}
+  return {"kind": "editing", "length": 16_384, "batch_size": 1, "methods": methods}
 
 
 def test_the_fastest_unscored_selector_is_compared_round_by_round():
@@ -58,6 +59,7 @@ def test_methods_as_text(parsed):
   made = program.method_of("quest,draft_length=4,kv_budget=0.05,page_size=32")
   assert (made.draft_length, made.selector.page_size, made.selector.dense_layers) == (4, 32, 2)
   assert float(made.selector.budget.ratio) == 0.05
+  assert program.method_of("window,draft_length=auto").draft_lengths == LENGTHS
 
 
 @pytest.mark.parametrize(
@@ -65,7 +67,6 @@ def test_methods_as_text(parsed):
   [
     ("spec", "--methods=spec: --method=spec is neither autoregressive nor a selector"),
     ("window,length=8", "--methods=window,length=8: length is none of kv_budget"),
-    ("window,draft_length=auto", "--draft_length=auto is no fixed length"),
     ("specattn,page_size=1024", "--page_size=1024 is beyond"),
     ("window,page_size=x", "--methods=window,page_size=x: "),
     ("window,rows=all", "--rows is no setting of the selector window"),

@@ -9,7 +9,7 @@ import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import choice
-from pallas_kernels.attention_with_mass import attention_with_mass, mosaic_gpu, triton, xla
+from pallas_kernels.attention_with_mass import api, attention_with_mass, mosaic_gpu, triton, xla
 from pallas_kernels.attention_with_mass.reference import reference
 from pallas_kernels.attention_with_mass.shapes import CONFORMANCE, Case
 
@@ -233,3 +233,26 @@ def test_what_does_not_fit_is_refused(change, sentence, monkeypatch):
   q, cache = jnp.zeros((1, 4, 3, 32)), jnp.zeros((1, 2, 64, 32))
   with pytest.raises(ValueError, match=sentence):
     attention_with_mass(q, cache, cache, jnp.array([9], jnp.int32), **change)
+
+
+@pytest.mark.skipif("mosaic_gpu" not in IMPLEMENTATIONS, reason="JAX 0.10 cannot interpret it")
+def test_splits_have_no_more_pages_than_fit_the_shared_memory(tensors, poisoned, monkeypatch):
+  case = Case("", 2, 1, 2, 640, 64, (640, 300), (0, 70), (0, -1), 16, "bfloat16")
+  monkeypatch.setattr(mosaic_gpu, "MOST_PAGES", 8)  # two blocks
+  # A function of its own: what another limit compiled is not taken for it.
+  own = lambda *arguments, **options: IMPLEMENTATIONS["mosaic_gpu"][0](*arguments, **options)
+  check(case, own, tensors, poisoned)
+
+
+@pytest.mark.parametrize(("heads", "count", "name"), [(16, 1, "triton"), (17, 1, "mosaic_gpu")])
+def test_few_packed_rows_go_to_triton(tensors, monkeypatch, heads, count, name):
+  case = _PLAIN._replace(heads=heads, kv_heads=1, count=count, page_size=16)
+  monkeypatch.setattr(choice, "of_this_machine", lambda: ("mosaic_gpu", "triton", "xla"))
+  ran = []
+  for own, module in (("triton", triton), ("mosaic_gpu", mosaic_gpu)):
+    note = lambda *arguments, own=own, **options: (
+      ran.append(own) or reference(*arguments, **options)
+    )
+    monkeypatch.setitem(api.IMPLEMENTATIONS, own, (note, module.supports))
+  attention_with_mass(*tensors(case), *of_case(case)[:1], rows=(0,), page_size=16)
+  assert ran == [name]
