@@ -1,4 +1,4 @@
-"""Writes held-out prompts of three kinds, to decode with: what follows a long text.
+"""Writes held-out prompts of two kinds, to decode with: what follows a long text.
 
     python -m experiments.prompts --lengths=2048,8192 --count=4 --workdir=runs/prompts
 
@@ -6,15 +6,12 @@
     editing       a passage, other text, and the beginning of the passage again, edited (names
                   changed, pieces lost): goes on by repeating what stands far back, as editing
                   code does
-    names         random names, 1,500 bytes of text behind their beginning the first of them again:
-                  goes on with the others, which nothing nearby predicts
 
 Each file `<kind>-<length>.jsonl` holds one object a line: `prompt`; `answer`, what really follows
-there; `kind`; `distance`, the bytes from the beginning of what is repeated back to that of its
-original (null for a continuation); an edit's answer has its own original as far back but for what
-the cue's edits added or lost. Texts are ASCII, so characters are bytes. All but the names is of the
-part of --data that training on the same leaves out, though what that part shares with the rest (a
-licence) was seen.
+there; `kind`; `distance`, the bytes from the beginning of the edited passage back to that of its
+original (null for a continuation); the answer's own original is as far back but for what the cue's
+edits added or lost. Texts are ASCII, so characters are bytes. All is of the part of --data that
+training on the same leaves out, though what that part shares with the rest (a licence) was seen.
 """
 
 import dataclasses
@@ -27,7 +24,7 @@ import numpy as np
 from absl import flags
 
 from experiments import data, program
-from experiments.mixture import edit, random_name
+from experiments.mixture import edit
 from experiments.run_log import RunLog, check_workdir
 
 FLAGS = flags.FLAGS
@@ -39,7 +36,6 @@ _positive("count", 4, "Prompts of each kind and length.")
 _positive("answer_bytes", 256, "Bytes of each answer.")
 
 _CUE = 128  # bytes of the edited passage that an editing prompt shows
-_NAMES_BACK, _NAMES_CUE = 1500, 32  # bytes from copy to copy, and of the second one that are shown
 _TRIES = 1000  # at passages, before a corpus is told to hold too little ASCII
 
 
@@ -124,28 +120,9 @@ def _editing(rng: np.random.Generator, corpus: data.Corpus, length: int, answer:
   return Prompt("editing", whole[:length], whole[length : length + answer], size + len(between))
 
 
-def _names(rng: np.random.Generator, corpus: data.Corpus, length: int, answer: int) -> Prompt:
-  if answer > _NAMES_BACK - _NAMES_CUE:
-    raise ValueError(f"--answer_bytes={answer} must be at most {_NAMES_BACK - _NAMES_CUE}.")
-  if length < _NAMES_BACK + _NAMES_CUE:
-    raise ValueError(
-      f"--lengths={length} is too short for names {_NAMES_BACK} bytes back; give at least"
-      f" {_NAMES_BACK + _NAMES_CUE}."
-    )
-  size, names = _NAMES_CUE + answer, b""
-  while len(names) < size:
-    names += random_name(rng).tobytes() + b"\n"
-  names = names[:size]
-  before = _ascii(rng, corpus, length - _NAMES_BACK - _NAMES_CUE)
-  between = _ascii(rng, corpus, _NAMES_BACK - size)
-  whole = (before + names + between + names).decode()
-  return Prompt("names", whole[:length], whole[length:], _NAMES_BACK)
-
-
 KINDS: dict[str, Callable[[np.random.Generator, data.Corpus, int, int], Prompt]] = {
   "continuation": _continuation,
   "editing": _editing,
-  "names": _names,
 }
 
 

@@ -1,10 +1,10 @@
-"""How many drafts stand: every selector against the KV budget, on prompts of three kinds.
+"""How many drafts stand: every selector against the KV budget, on prompts of two kinds.
 
     python -m experiments.tables acceptance --measure     # about 15 minutes on 2 quiet cores
 
-One run for each kind of held-out prompt (`experiments.prompts`): plain continuation; editing, whose
-answer repeats far-back text; and names, which nothing but retrieval predicts. Budgets have no
-floor, so that small ones mean what they say. Nothing is timed.
+One run for each kind of held-out prompt (`experiments.prompts`): plain continuation, and editing,
+whose answer repeats far-back text. Budgets have no floor, so that small ones mean what they say.
+Nothing is timed.
 """
 
 import math
@@ -17,7 +17,7 @@ from experiments.tables import runs
 from experiments.tables.runs import Run
 from experiments.tables.table import NOT_MEASURED, Table
 
-KINDS = ("continuation", "editing", "names")
+KINDS = ("continuation", "editing")
 BUDGETS = ("0.01", "0.02", "0.05", "0.07", "0.1", "0.2", "0.5")
 ASSESSED, AT = ("0.02", "0.05", "0.07", "0.1", "0.2"), "0.07"
 LENGTH, COUNT, TOKENS = 4096, 8, 64

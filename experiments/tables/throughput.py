@@ -4,8 +4,7 @@
 
 A process for each context and batch size; in it the methods take turns over the same prompts
 (`experiments.throughput`). All selectors, and the phases of a round, are timed at 16,384 tokens,
-batch 1; elsewhere those that are compared. Prompts are of the kind editing; at 16,384 tokens also
-names, which only what retrieves can draft.
+batch 1; elsewhere those that are compared.
 """
 
 import statistics
@@ -17,12 +16,8 @@ from experiments.tables import runs
 from experiments.tables.runs import Run
 from experiments.tables.table import NOT_MEASURED, Table, number_text, same_text, times_text
 
-MAIN = ("editing", 16_384, 1)  # kind of prompts, tokens, batch size
-LENGTHS, BATCHES, RETRIEVAL = (4096, 8192, 16_384, 32_768), (1, 4), "names"
-CELLS = (
-  *(("editing", length, batch) for batch in BATCHES for length in LENGTHS),
-  *((RETRIEVAL, 16_384, batch) for batch in BATCHES),
-)
+MAIN = (16_384, 1)  # tokens, batch size
+CELLS = tuple((length, batch) for batch in (1, 4) for length in (4096, 8192, 16_384, 32_768))
 # Settings that were the fastest of a few on two CPU cores.
 COMPARED = (
   "specattn,draft_length=8,kv_budget=0.05,page_size=16",
@@ -41,7 +36,7 @@ UNSCORED = ("window", "quest", "random")
 WANTED_OVER_UNSCORED = 1.29
 _QUICK = ("--rounds=1", "--new_tokens=48")
 _COLUMNS = (
-  "prompts, tokens, batch, method",
+  "tokens, batch, method",
   "tokens per second",
   "acceptance length",
   "speed-up",
@@ -64,18 +59,15 @@ def check(folder: Path, *, quick: bool) -> None:
 
 def measure(folder: Path, *, quick: bool) -> None:
   """One run for each context and batch size."""
-  cells = (("editing", 2048, 1),) if quick else CELLS
-  todo = {
-    f"{kind}-{length}x{batch}": _run(kind, length, batch, quick) for kind, length, batch in cells
-  }
+  cells = ((2048, 1),) if quick else CELLS
+  todo = {f"{length}x{batch}": _run(length, batch, quick) for length, batch in cells}
   runs.measure(folder / "throughput", todo, 1)
 
 
-def _run(kind: str, length: int, batch: int, quick: bool) -> Run:
-  main = (kind, length, batch) == MAIN
+def _run(length: int, batch: int, quick: bool) -> Run:
+  main = (length, batch) == MAIN
   methods = COMPARED[: 2 if quick else None] + OTHERS * main
-  flags = [f"--kind={kind}", f"--length={length}", f"--batch_size={batch}"]
-  flags += [*(f"--methods={m}" for m in methods)]
+  flags = [f"--length={length}", f"--batch_size={batch}", *(f"--methods={m}" for m in methods)]
   flags += [] if main or quick else ["--nophases"]
   return Run((*flags, *_QUICK * quick), "throughput")
 
@@ -83,7 +75,7 @@ def _run(kind: str, length: int, batch: int, quick: bool) -> Run:
 def table(folder: Path) -> Table:
   """The table of the runs in `folder/throughput`; each may be missing."""
   cells = [summary for own in runs.read(folder / "throughput").values() for summary in own]
-  cells.sort(key=lambda cell: (cell["kind"], cell["batch_size"], cell["length"]))
+  cells.sort(key=lambda cell: (cell["batch_size"], cell["length"]))
   rows = [_row(cell, name, own) for cell in cells for name, own in cell["methods"].items()]
   missing = (("every method", *[NOT_MEASURED] * (len(_COLUMNS) - 1)),)
   return Table(
@@ -99,11 +91,11 @@ def table(folder: Path) -> Table:
 def _notes(cells: list[dict[str, Any]]) -> list[str]:
   if not cells:
     return ["Nothing is measured: give --measure."]
-  tokens = cells[0]["new_tokens"]
+  kind, tokens = cells[0]["kind"], cells[0]["new_tokens"]
   rounds = len(cells[0]["methods"]["autoregressive"]["seconds"])
   return [
-    f"{tokens} new tokens of each prompt, greedy, float32; methods in turn, medians over {rounds}"
-    " rounds of the ratio of two times of one round.",
+    f"Prompts of the kind {kind}, {tokens} new tokens each, greedy, float32; methods in turn,"
+    f" medians over {rounds} rounds of the ratio of two times of one round.",
     "By bytes: the roofline at the acceptance length. By phases: from the phases' times, each a"
     " program of its own, and from the rounds that the slowest sequence took. Draft, verify, score"
     " and select, gather: shares of their sum; round: the fused round over that sum. Wanted at"
@@ -130,17 +122,13 @@ def _row(cell: dict[str, Any], name: str, own: dict[str, Any]) -> tuple[str, ...
   if name == "autoregressive":
     cells = ("",) * len(cells)
   return (
-    f"{_title(cell)} {name.replace(',', ', ')}",
+    f"{cell['length']:,} x {cell['batch_size']} {name.replace(',', ', ')}",
     number_text(own["tokens_per_second"]),
     number_text(own["acceptance_length"]),
     times_text(own["speedup"]),
     *cells,
     same_text(own),
   )
-
-
-def _title(cell: dict[str, Any]) -> str:
-  return f"{cell['kind']}, {cell['length']:,} x {cell['batch_size']}"
 
 
 def parts_of(own: dict[str, Any]) -> float:
@@ -164,6 +152,6 @@ def over_unscored(cell: dict[str, Any]) -> float | None:
 def _verdict(cell: dict[str, Any]) -> str:
   ratio = over_unscored(cell)
   return (
-    f"{_title(cell)}: specattn over the fastest of"
+    f"{cell['length']:,} x {cell['batch_size']}: specattn over the fastest of"
     f" {', '.join(UNSCORED)}: {times_text(ratio)} (wanted {times_text(WANTED_OVER_UNSCORED)})."
   )

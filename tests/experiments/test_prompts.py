@@ -38,21 +38,9 @@ def test_an_edit_s_answer_repeats_what_stands_at_its_distance(corpus):
     assert sum(block.size for block in matcher.get_matching_blocks()) > 0.5 * 256
 
 
-def test_names_stand_once_and_far_back(corpus):
-  for prompt in prompts.make(corpus, "names", 4096, 5, 256, seed=1):
-    whole = prompt.prompt + prompt.answer
-    assert prompt.distance == 1500
-    assert whole[-256 - 32 :] == whole[4096 - 32 - 1500 :][: 256 + 32]
-    assert prompt.prompt.count(prompt.answer[:64]) == 1
-
-
 def test_what_cannot_be_made_is_one_sentence(corpus):
   with pytest.raises(ValueError, match="too short for a passage"):
     prompts.make(corpus, "editing", 600, 1, 256, seed=0)
-  with pytest.raises(ValueError, match="too short for names"):
-    prompts.make(corpus, "names", 1500, 1, 256, seed=0)
-  with pytest.raises(ValueError, match="--answer_bytes=1500 must be at most 1468"):
-    prompts.make(corpus, "names", 4096, 1, 1500, seed=0)
   foreign = data.Corpus("x", np.zeros(9, np.uint8), np.full(5000, 200, np.uint8), 256, ())
   with pytest.raises(ValueError, match="no 1,100 bytes of ASCII"):
     prompts.make(foreign, "continuation", 1000, 1, 100, seed=0)

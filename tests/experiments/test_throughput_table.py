@@ -26,7 +26,7 @@ def _cell():
     "quest,draft_length=4": _own([4.0, 5.0, 9.0], 1.8),
     "pillar": _own([1.0, 1.0, 1.0], 9.0),
   }
-  return {"kind": "editing", "length": 16_384, "batch_size": 1, "methods": methods}
+  return {"length": 16_384, "batch_size": 1, "methods": methods}
 
 
 def test_the_fastest_unscored_selector_is_compared_round_by_round():
