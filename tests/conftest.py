@@ -40,6 +40,15 @@ def pytest_addoption(parser):
   parser.addoption("--whole_grid", action="store_true", help="Grids of settings whole, for hours.")
 
 
+@pytest.fixture(autouse=True)
+def _programs_are_let_go(request):
+  """Each takes some of the memory maps, of which a process may have 65,530: a whole grid's are more,
+  and one too many is a crash."""
+  yield
+  if request.config.getoption("whole_grid"):
+    jax.clear_caches()
+
+
 @pytest.fixture
 def assert_close():
   """assert_close(actual, expected, dtype=float32, scale=1): equal within the dtype's tolerance.

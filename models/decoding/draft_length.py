@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 LENGTHS = (0, 1, 2, 4, 6, 8, 12, 16)  # a compiled program each
 
-_HOPE, _HOPE_WEIGHT = 0.8, 2.0  # a draft's chance before any is seen, worth so many drafts
+_HOPE, _HOPE_WEIGHT = 0.9, 4.0  # a draft's chance before any is seen, worth so many drafts
 _POOL_WEIGHT = 4.0  # what all positions together say of one, in drafts of its own
 _HALF_LIFE = 64.0  # sequences' rounds in which what was seen comes to count half
 _STRETCH = 4  # most rounds between two choices
