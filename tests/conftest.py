@@ -42,8 +42,8 @@ def pytest_addoption(parser):
 
 @pytest.fixture(autouse=True)
 def _programs_are_let_go(request):
-  """Each takes some of the memory maps, of which a process may have 65,530: a whole grid's are more,
-  and one too many is a crash."""
+  """Each takes some of the memory maps, of which a process may have 65,530: a whole grid's are
+  more, and one too many is a crash."""
   yield
   if request.config.getoption("whole_grid"):
     jax.clear_caches()
