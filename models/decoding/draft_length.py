@@ -23,7 +23,7 @@ _POOL_WEIGHT = 4.0  # what all positions together say of one, in drafts of its o
 _HALF_LIFE = 64.0  # sequences' rounds in which what was seen comes to count half
 _STRETCH = 4  # most rounds between two choices
 _TRY = 2  # rounds of a try
-_FIRST_WAIT, _LONGEST_WAIT = 32, 512  # autoregressive rounds between two tries
+_FIRST_WAIT, _LONGEST_WAIT = 16, 512  # autoregressive rounds between two tries
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Stretch(NamedTuple):
 class Chooser:
   """Chooses stretch after stretch, and falls back to autoregressive decoding where drafts lose.
 
-  From there it tries again, with an open mind: after 32 rounds, and twice as many behind each try
+  From there it tries again, with an open mind: after 16 rounds, and twice as many behind each try
   that fails. So what trying costs vanishes in a long text, and a text whose character changes (it
   begins to repeat what stands far back) is noticed. Where not even drafts that all stand would pay,
   below the break-even, nothing is tried.
