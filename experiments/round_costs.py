@@ -80,7 +80,7 @@ class Plan(NamedTuple):
   methods: dict[str, Method]
 
 
-class Program(NamedTuple):
+class Round(NamedTuple):
   """A round of one cell and method at one depth, and what compiling it needs."""
 
   cell: Cell
@@ -161,21 +161,22 @@ def main(plan: Plan) -> None:
     memory=None if FLAGS.batch_size else _memory(),
   )
   clock = time.perf_counter()
-  programs = list(_programs(plan))
+  rounds = list(_rounds(plan))
   with concurrent.futures.ThreadPoolExecutor() as pool:
-    compiled = [pool.submit(_compile, one, plan.methods[one.method]) for one in programs]
-  print(f"{len(programs)} programs compiled in {time.perf_counter() - clock:.0f} s", flush=True)
+    compiled = [
+      pool.submit(compile_round, one.model, one.parameters, plan.methods[one.method], one.state)
+      for one in rounds
+    ]
+  print(f"{len(rounds)} programs compiled in {time.perf_counter() - clock:.0f} s", flush=True)
   done = [
     _tell(one, run, plan.methods[one.method], log)
-    for one, run in zip(programs, compiled, strict=True)
+    for one, run in zip(rounds, compiled, strict=True)
   ]
   log.finish({"timed": sum(done)}, f"{sum(done)} of {len(done)} rounds timed")
   sys.exit(int(not all(done)))
 
 
-def _tell(
-  one: Program, run: concurrent.futures.Future, method: Method, log: run_log.RunLog
-) -> bool:
+def _tell(one: Round, run: concurrent.futures.Future, method: Method, log: run_log.RunLog) -> bool:
   """Times a program and writes what came of it; whether all that was wanted came."""
   described = _described(one, method)
   try:
@@ -193,7 +194,7 @@ def _tell(
   return True
 
 
-def _described(one: Program, method: Method) -> dict[str, Any]:
+def _described(one: Round, method: Method) -> dict[str, Any]:
   """What is timed, and the bytes that a round of the whole model must read."""
   bound = roofline.of(
     *(PRESETS[one.cell.model], method),
@@ -209,13 +210,13 @@ def _described(one: Program, method: Method) -> dict[str, Any]:
   }
 
 
-def _programs(plan: Plan) -> Iterator[Program]:
+def _rounds(plan: Plan) -> Iterator[Round]:
   for cell, depth in itertools.product(plan.cells, sorted(set(FLAGS.depth))):
     config = _at_depth(PRESETS[cell.model], cell, depth)
     model = Transformer(config, jnp.dtype(_DTYPE.value))
     parameters = jax.eval_shape(model.init, jax.random.key(0))
     for text, method in plan.methods.items():
-      yield Program(cell, text, model, parameters, _abstract_state(model, parameters, method, cell))
+      yield Round(cell, text, model, parameters, _abstract_state(model, parameters, method, cell))
 
 
 def _abstract_state(
@@ -231,11 +232,7 @@ def _abstract_state(
   return jax.eval_shape(begin, parameters)
 
 
-def _compile(one: Program, method: Method) -> jax.stages.Compiled:
-  return compile_round(one.model, one.parameters, method, one.state)
-
-
-def _state(one: Program) -> LoopState:
+def _state(one: Round) -> LoopState:
   """A state of noise, with full caches."""
   key = jax.random.key(FLAGS.seed)
   state = _noise(one.state, key)

