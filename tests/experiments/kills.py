@@ -50,7 +50,10 @@ def arm(kind: str, nth: int, delay: float, signals: list[int], stamp: str) -> No
   def note(what: str) -> None:
     seen[what] += 1
     if (what, seen[what]) == (kind, nth):
-      threading.Thread(target=send, daemon=True).start()
+      sender = threading.Thread(target=send, daemon=True)
+      sender.start()
+      if len(signals) > 1:  # the iteration waits for the last: it would else end between two
+        sender.join()
 
   def send() -> None:
     time.sleep(delay)
