@@ -38,7 +38,7 @@ def summarize(
   return {
     "draft_length": "auto" if method.draft_lengths else method.draft_length,
     "rounds_by_draft_length": {str(g): n for g, n in rounds.items()},
-    "seconds_by_draft_length": _measured(run),
+    "seconds_by_draft_length": _measured(method, run),
     "kv_budget": str(method.selector.budget) if method.selector else None,
     "settings": _settings(method),
     "bit_exact": method.bit_exact,
@@ -66,12 +66,13 @@ def _rounds_by_length(method: Method, by_accepted: list[int], run: Run) -> dict[
   return {g: sum(run.tallies[g]) for g in sorted(run.tallies)}
 
 
-def _measured(run: Run) -> dict[str, Any]:
+def _measured(method: Method, run: Run) -> dict[str, Any]:
   """What lengths were chosen by: seconds of a round, at two contexts; nothing if none were."""
   if run.rounds is None:
     return {}
-  seconds = {str(g): list(both) for g, both in run.rounds.seconds.items()}
-  return {"contexts": list(run.rounds.contexts), "round": seconds}
+  contexts, low, high = (array.tolist() for array in run.rounds)
+  seconds = {str(g): both for g, *both in zip(method.draft_lengths, low, high, strict=True)}
+  return {"contexts": list(map(round, contexts)), "round": seconds}
 
 
 def acceptance_length(by_accepted: list[int]) -> float:

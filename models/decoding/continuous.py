@@ -85,7 +85,7 @@ class ContinuousBatch:
 
   def pace(self, seconds: RoundSeconds | None) -> None:
     """Chooses draft lengths by these seconds, if they are to be chosen; `warm_up` measures them."""
-    self.pacer = self.generator.pacer(self.wanted, seconds)
+    self.pacer = self.generator.pacer(seconds)
 
   def decode(
     self, prompts: Sequence[Sequence[int]], key: Key, rounds: int = _TO_THE_END

@@ -10,43 +10,47 @@ alpha and seconds c_d of a draft step and c_v of a verification,
 which is to say: as long as tau / t rises. Of a few lengths with seconds measured for each, the one
 of the largest tau / t is where the rule ends, however the seconds grow. Length 0 is autoregressive
 decoding, tau(0) = 1: where it wins, speculation does not pay.
+
+All of it is functions of arrays, part of the compiled program that decodes (`pacing.py`): a choice
+costs microseconds and no trip to the host. L counts draft lengths, G is the longest of them.
 """
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-LENGTHS = (0, 1, 2, 4, 6, 8, 12, 16)  # a compiled program each
+import jax.numpy as jnp
 
-_HOPE, _HOPE_WEIGHT = 0.9, 4.0  # a draft's chance before any is seen, worth so many drafts
+from models.axes import Array, Bool, Float, Int, Lengths
+
+LENGTHS = (0, 1, 2, 4, 6, 8, 12, 16)
+
+_HOPE, _HOPE_WEIGHT = 0.9, 2.0  # a draft's chance before any is seen, worth so many drafts
 _POOL_WEIGHT = 4.0  # what all positions together say of one, in drafts of its own
 _HALF_LIFE = 64.0  # sequences' rounds in which what was seen comes to count half
 _STRETCH = 4  # most rounds between two choices
-_TRY = 2  # rounds of a try
 _FIRST_WAIT, _LONGEST_WAIT = 16, 512  # autoregressive rounds between two tries
 
 
-@dataclasses.dataclass(frozen=True)
-class RoundSeconds:
+class RoundSeconds(NamedTuple):
   """Measured seconds of a round at two contexts, by draft length; between them, on a line.
 
   Attributes:
     contexts: tokens in the cache, ascending.
-    seconds: by draft length, at either context.
+    low, high: at either context.
   """
 
-  contexts: tuple[int, int]
-  seconds: Mapping[int, tuple[float, float]]
+  contexts: Float[Array, "2"]
+  low: Float[Array, " L"]
+  high: Float[Array, " L"]
 
-  def at(self, context: float) -> dict[int, float]:
+  def at(self, context: Float[Array, ""]) -> Float[Array, " L"]:
     """Seconds of a round by draft length; outside the contexts, those of the nearer one."""
-    low, high = self.contexts
-    share = min(max((context - low) / max(high - low, 1), 0.0), 1.0)
-    return {g: (1 - share) * a + share * b for g, (a, b) in self.seconds.items()}
+    first, last = self.contexts
+    share = jnp.clip((context - first) / jnp.maximum(last - first, 1), 0, 1)
+    return (1 - share) * self.low + share * self.high
 
 
-@dataclasses.dataclass(frozen=True)
-class Seen:
+class Seen(NamedTuple):
   """Drafts so far, those of long ago counting less.
 
   Attributes:
@@ -54,65 +58,55 @@ class Seen:
     stood: by position, those of them that stood.
   """
 
-  reached: tuple[float, ...] = ()
-  stood: tuple[float, ...] = ()
+  reached: Float[Array, " G"]
+  stood: Float[Array, " G"]
 
-  def after(self, by_accepted: Sequence[int]) -> "Seen":
-    """With rounds of draft length `len(by_accepted) - 1` more, counted by accepted drafts."""
-    keep = 0.5 ** (sum(by_accepted) / _HALF_LIFE)
-    new = [float(sum(by_accepted[i:])) for i in range(len(by_accepted))]  # i or more accepted
-    return Seen(_sum(self.reached, new[:-1], keep), _sum(self.stood, new[1:], keep))
+  @staticmethod
+  def nothing(longest: int) -> "Seen":
+    """Before the first draft."""
+    return Seen(jnp.zeros(longest), jnp.zeros(longest))
 
-  def standing(self, length: int) -> list[float]:
-    """The chance that the first i drafts all stand, for i from 1 to `length`.
+  def after(self, by_accepted: Int[Array, " A"], draft_length: Int[Array, ""]) -> "Seen":
+    """With rounds of one draft length more, counted by accepted drafts; A = G + 1."""
+    keep = 0.5 ** (by_accepted.sum() / _HALF_LIFE)
+    at_least = by_accepted[::-1].cumsum()[::-1].astype(jnp.float32)
+    drafted = jnp.arange(len(self.reached)) < draft_length
+    return Seen(
+      keep * self.reached + jnp.where(drafted, at_least[:-1], 0),
+      keep * self.stood + jnp.where(drafted, at_least[1:], 0),
+    )
+
+  def standing(self) -> Float[Array, " G"]:
+    """The chance that the first i drafts all stand, for i from 1 on.
 
     A product of each position's chance given that those before it stood (Kaplan and Meier's
     estimate, since a round says nothing of positions behind its first rejection), drawn towards the
     chance at all positions; where nothing was seen, that is all there is.
     """
-    anywhere = (sum(self.stood) + _HOPE * _HOPE_WEIGHT) / (sum(self.reached) + _HOPE_WEIGHT)
-    chances, chance = [], 1.0
-    for i in range(length):
-      reached, stood = (x[i] if i < len(x) else 0.0 for x in (self.reached, self.stood))
-      chance *= (stood + _POOL_WEIGHT * anywhere) / (reached + _POOL_WEIGHT)
-      chances.append(chance)
-    return chances
+    hoped, of = _HOPE * _HOPE_WEIGHT, _HOPE_WEIGHT
+    anywhere = (self.stood.sum() + hoped) / (self.reached.sum() + of)
+    chances = (self.stood + _POOL_WEIGHT * anywhere) / (self.reached + _POOL_WEIGHT)
+    return chances.cumprod()
 
 
-def _sum(old: Sequence[float], new: Sequence[float], keep: float) -> tuple[float, ...]:
-  size = max(len(old), len(new))
-  wide = lambda x: [*x, *[0.0] * (size - len(x))]
-  return tuple(keep * a + b for a, b in zip(wide(old), wide(new), strict=True))
-
-
-def expected_tokens(standing: Sequence[float], length: int, remaining: Sequence[int]) -> float:
-  """What one round yields in all, of sequences that want `remaining` tokens, each at least 1."""
-  return sum(1.0 + sum(standing[: min(length, wanted - 1)]) for wanted in remaining)
-
-
-def best_length(
-  seconds: Mapping[int, float], standing: Sequence[float], remaining: Sequence[int]
-) -> int:
-  """The draft length of the most tokens a second; the shorter among equals.
-
-  Args:
-    seconds: of a round, by draft length.
-    standing: the chance that the first i drafts all stand, from i = 1 to the longest length.
-    remaining: tokens that each sequence still wants, at least 1.
-  """
-  rate = lambda g: expected_tokens(standing, g, remaining) / seconds[g]
-  return max(sorted(seconds), key=rate)
+def expected_tokens(
+  standing: Float[Array, " G"], lengths: Sequence[int], remaining: Int[Array, " B"]
+) -> Float[Array, " L"]:
+  """What one round of each draft length yields in all, of sequences that want `remaining` tokens;
+  of one that wants none, nothing."""
+  yielded = jnp.cumsum(jnp.append(1.0, standing))
+  counted = jnp.minimum(jnp.array(lengths)[:, None], jnp.maximum(remaining - 1, 0)[None, :])
+  return jnp.sum(yielded[counted], axis=1, where=(remaining > 0)[None, :])
 
 
 class Stretch(NamedTuple):
-  """So many rounds of one draft length."""
+  """So many rounds of one draft length: that of an index among the draft lengths."""
 
-  draft_length: int
-  rounds: int
+  index: Int[Array, ""]
+  rounds: Int[Array, ""]
 
 
-@dataclasses.dataclass(frozen=True)
-class Chooser:
+class Chooser(NamedTuple):
   """Chooses stretch after stretch, and falls back to autoregressive decoding where drafts lose.
 
   From there it tries again, with an open mind: after 16 rounds, and twice as many behind each try
@@ -126,30 +120,51 @@ class Chooser:
     wait: so many before the next try.
   """
 
-  seen: Seen = Seen()
-  waited: int = 0
-  wait: int = _FIRST_WAIT
+  seen: Seen
+  waited: Int[Array, ""]
+  wait: Int[Array, ""]
 
-  def choose(self, seconds: Mapping[int, float], remaining: Sequence[int]) -> Stretch:
-    """The next stretch; arguments as `best_length` has them, 0 among the draft lengths."""
-    longest = max(seconds)
-    standing = self.seen.standing(longest)
-    best = best_length(seconds, standing, remaining)
-    if best == 0 and self.waited >= self.wait:
-      drafting = {g: s for g, s in seconds.items() if g}
-      best = best_length(drafting, standing, remaining)
-      return Stretch(best, _TRY)
-    if best == 0:
-      could_pay = best_length(seconds, [1.0] * longest, remaining)
-      return Stretch(0, self.wait - self.waited if could_pay else max(remaining))
+  @staticmethod
+  def fresh(longest: int) -> "Chooser":
+    """Before the first round of texts whose longest draft has so many tokens."""
+    return Chooser(Seen.nothing(longest), jnp.int32(0), jnp.int32(_FIRST_WAIT))
+
+  def choose(
+    self, lengths: Sequence[int], seconds: Float[Array, " L"], remaining: Lengths
+  ) -> Stretch:
+    """The next stretch.
+
+    Args:
+      lengths: draft lengths, ascending from 0; of two that are worth the same, the shorter wins.
+      seconds: of a round, by draft length.
+      remaining: tokens that each sequence still wants.
+    """
+    rates = lambda standing: expected_tokens(standing, lengths, remaining) / seconds
+    expected, wanted = rates(self.seen.standing()), remaining.max()
+    best = expected.argmax()
+    could_pay = rates(jnp.ones_like(self.seen.stood)).argmax() > 0
+    trying = (best == 0) & self._due() & could_pay
     # Little was seen: look again soon. And no stretch drafts far beyond the texts' end.
-    few = 1 + int(sum(self.seen.reached[:1]))
-    return Stretch(best, max(1, min(_STRETCH, few, max(remaining) // (best + 1))))
+    few = jnp.minimum(_STRETCH, 1 + self.seen.reached[0].astype(jnp.int32))
+    drafting = jnp.clip(wanted // (jnp.array(lengths)[best] + 1), 1, few)
+    waiting = jnp.where(could_pay, self.wait - self.waited, wanted)
+    rounds = jnp.where(trying, 1, jnp.where(best > 0, drafting, waiting))
+    return Stretch(jnp.where(trying, 1 + expected[1:].argmax(), best), rounds)
 
-  def after(self, draft_length: int, rounds: int, by_accepted: Sequence[int]) -> "Chooser":
-    """What is known behind `rounds` rounds of one length, counted by accepted drafts."""
-    if draft_length == 0:
-      return dataclasses.replace(self, waited=self.waited + rounds)
-    if self.waited >= self.wait:  # a try, which is judged by itself
-      return Chooser(Seen().after(by_accepted), 0, min(2 * self.wait, _LONGEST_WAIT))
-    return Chooser(self.seen.after(by_accepted), 0, max(self.wait // 2, _FIRST_WAIT))
+  def after(
+    self, draft_length: Int[Array, ""], rounds: Int[Array, ""], by_accepted: Int[Array, " A"]
+  ) -> "Chooser":
+    """What is known behind `rounds` rounds of one length, counted by accepted drafts; A = G + 1."""
+    drafted, tried = draft_length > 0, self._due()  # a try is judged by itself
+    old = Seen(*(jnp.where(tried, 0, x) for x in self.seen))
+    new = old.after(by_accepted, draft_length)
+    longer = jnp.minimum(2 * self.wait, _LONGEST_WAIT)
+    shorter = jnp.maximum(self.wait // 2, _FIRST_WAIT)
+    return Chooser(
+      Seen(*(jnp.where(drafted, a, b) for a, b in zip(new, self.seen, strict=True))),
+      jnp.where(drafted, 0, self.waited + rounds),
+      jnp.where(drafted, jnp.where(tried, longer, shorter), self.wait),
+    )
+
+  def _due(self) -> Bool[Array, ""]:
+    return self.waited >= self.wait

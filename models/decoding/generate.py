@@ -99,17 +99,17 @@ class Generator:
     """See `loop.advance`; the state is donated. Only where there is one draft length."""
     return advance(self.model, self.parameters, self.method, state, jnp.int32(until))
 
-  def pacer(self, wanted: int, seconds: RoundSeconds | None) -> Pacer:
+  def pacer(self, seconds: RoundSeconds | None) -> Pacer:
     """Of one batch; `seconds` as `round_seconds` returns them."""
-    return Pacer(self.model, self.parameters, self.method, wanted, seconds)
+    return Pacer(self.model, self.parameters, self.method, seconds)
 
   def finish(
     self, state: LoopState, wanted: int, seconds: RoundSeconds | None
   ) -> tuple[LoopState, dict[int, list[int]]]:
     """All that is wanted, and `Pacer.tallies`; the state is donated."""
-    if seconds is None:  # without a look from the host
+    if seconds is None:
       return self.advance(state, wanted), {}
-    pacer = self.pacer(wanted, seconds)
+    pacer = self.pacer(seconds)
     state, _ = pacer.advance(state, wanted, np.zeros(len(state.ended), bool))
     return state, pacer.tallies
 

@@ -44,7 +44,13 @@ class Round(NamedTuple):
   before: Int[Array, " B"]
 
 
-def _round(
+def no_round(state: LoopState, draft_length: int) -> Round:
+  """What the last round drafted where there was none yet."""
+  none = jnp.zeros_like(state.emitted)
+  return Round(jnp.zeros((len(none), draft_length), jnp.int32), none, state.emitted)
+
+
+def one_round(
   model: Transformer, parameters: Parameters, method: Method, state: LoopState
 ) -> tuple[LoopState, Round]:
   """One round of every sequence; those that have all they want stay as they are."""
@@ -63,8 +69,7 @@ def _round(
   return state, Round(drafts.tokens, observation.accepted, old.emitted)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "method"), donate_argnames="state")
-def resume(
+def resumed(
   model: Transformer, parameters: Parameters, method: Method, state: LoopState
 ) -> tuple[LoopState, Round]:
   """An autoregressive round that the selector observes: from it, drafts go on.
@@ -86,6 +91,9 @@ def resume(
     selecting = hold_first(model, method, state, selecting)
   state = count_round(method, old, state._replace(selecting=selecting), observation.accepted)
   return state, Round(drafts.tokens, observation.accepted, old.emitted)
+
+
+resume = jax.jit(resumed, static_argnames=("model", "method"), donate_argnames="state")
 
 
 def _first_selecting(model, parameters, method, state, ends, observation) -> Selecting:
@@ -153,7 +161,7 @@ def advance(
   tokens at a time to stream. `state` is donated; the cache is updated in place.
   """
   hungry = lambda state: (active(method, state) & (state.emitted < until)).any()
-  step = lambda state: _round(model, parameters, method, state)[0]
+  step = lambda state: one_round(model, parameters, method, state)[0]
   return jax.lax.while_loop(hungry, step, state)
 
 
@@ -178,9 +186,8 @@ def advance_rounds(
 
   def step(carry):
     state, _, done = carry
-    return *_round(model, parameters, method, state), done + 1
+    return *one_round(model, parameters, method, state), done + 1
 
-  none = jnp.zeros_like(state.emitted)
-  nothing = Round(jnp.zeros((len(none), method.draft_length), jnp.int32), none, state.emitted)
+  nothing = no_round(state, method.draft_length)
   state, last, _ = jax.lax.while_loop(going, step, (state, nothing, jnp.int32(0)))
   return state, last

@@ -1,119 +1,183 @@
 """Rounds of whatever draft length pays best just then: `--draft_length=auto`.
 
-Each draft length is a compiled program over the same state. Between two stretches of rounds the
-host looks at what was accepted and chooses the next stretch's length (`draft_length.py`); what a
-round costs is measured before anything is decoded. The choice depends on tokens already emitted and
-on nothing yet to be drawn, so sampling keeps its distribution; but which of a seed's texts comes
-out depends on the costs that were measured.
+One compiled program has the rounds of every draft length, over one state. Stretch after stretch it
+looks at what was accepted and chooses the next one's length (`draft_length.py`); what a round costs
+is measured before anything is decoded. The choice depends on tokens already emitted and on nothing
+yet to be drawn, so sampling keeps its distribution; but which of a seed's texts comes out depends
+on the costs that were measured.
 """
 
+import functools
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from models.axes import Array, Bool, Int
 from models.decoding.draft_length import Chooser, RoundSeconds, Stretch
-from models.decoding.loop import Round, advance_rounds, resume
+from models.decoding.loop import Round, advance_rounds, no_round, one_round, resume, resumed
 from models.decoding.method import Method
-from models.decoding.round import LoopState
+from models.decoding.round import LoopState, active, wanted_tokens
 from models.transformer import Parameters, Transformer
 
 _REPEATS = 2
-_ROWS = 8  # verified in one measurement: more than a round where rounds are short
+_ROWS = 32  # verified in one measurement at least: more than a round where rounds are short
 
 
-class _Look(NamedTuple):
-  """What the host wants to know of a batch."""
+class Pace(NamedTuple):
+  """What choosing goes on from.
 
-  lengths: np.ndarray
-  emitted: np.ndarray
-  ended: np.ndarray
-  acceptances: np.ndarray
+  Attributes:
+    chooser: what it knows.
+    unseen: whether there were rounds since that the selector has not seen.
+    tallies: rounds of sequences by draft length, each by accepted drafts.
+  """
+
+  chooser: Chooser
+  unseen: Bool[Array, ""]
+  tallies: Int[Array, "L A"]
+
+  @staticmethod
+  def fresh(method: Method) -> "Pace":
+    """Before the first round."""
+    tallies = jnp.zeros((len(method.draft_lengths), method.longest + 1), jnp.int32)
+    return Pace(Chooser.fresh(method.longest), jnp.array(False), tallies)
+
+  def after(self, method: Method, stretch: Stretch, by_accepted: Int[Array, " A"]) -> "Pace":
+    """Behind the rounds of a stretch, counted by accepted drafts."""
+    length = jnp.array(method.draft_lengths)[stretch.index]
+    return Pace(
+      self.chooser.after(length, stretch.rounds, by_accepted),
+      length == 0,
+      self.tallies.at[stretch.index].add(by_accepted),
+    )
 
 
-def _look(state: LoopState) -> _Look:
-  seen = (state.cache.lengths, state.emitted, state.ended, state.acceptances)
-  return _Look(*jax.device_get(seen))
+class _Carry(NamedTuple):
+  """Of the rounds of one call: `done` of them so far, `last` one's drafts padded to the longest,
+  `drafted` of which count."""
+
+  state: LoopState
+  last: Round
+  drafted: Int[Array, ""]
+  done: Int[Array, ""]
+
+
+@functools.partial(jax.jit, static_argnames=("model", "method"), donate_argnames=("state", "pace"))
+def advance_choosing(
+  model: Transformer,
+  parameters: Parameters,
+  method: Method,
+  state: LoopState,
+  pace: Pace,
+  seconds: RoundSeconds,
+  rounds: Array,
+  watched: Bool[Array, " B"],
+) -> tuple[LoopState, Pace, Round, Int[Array, ""]]:
+  """As `loop.advance_rounds`, each stretch of rounds of a draft length that is chosen before it.
+
+  Returns the state and the pace, which are donated, the last round with its drafts padded to the
+  longest, and how many it drafted.
+  """
+
+  def going(carry: _Carry) -> Bool[Array, ""]:
+    hungry = active(method, carry.state)
+    return hungry.any() & ~(watched & ~hungry).any() & (carry.done < rounds)
+
+  def stretch_of(carry: tuple[_Carry, Pace]) -> tuple[_Carry, Pace]:
+    (before, pace), state = carry, carry[0].state
+    stretch, again = _choose(method, state, pace, seconds)
+    after = _resume(model, parameters, method, before, again)
+    for index, length in enumerate(method.draft_lengths):
+      until = jnp.where(stretch.index == index, before.done + stretch.rounds, 0)
+      after = _rounds_of(model, parameters, method.of_length(length), after, until, going)
+    done = after.done - before.done
+    by_accepted = (after.state.acceptances - state.acceptances).sum(axis=0)
+    pace = pace.after(method, stretch._replace(rounds=done), by_accepted)
+    return after, pace._replace(unseen=pace.unseen & ~again)
+
+  nothing = no_round(state, method.longest)
+  carry = (_Carry(state, nothing, jnp.int32(0), jnp.int32(0)), pace)
+  carry, pace = jax.lax.while_loop(lambda carry: going(carry[0]), stretch_of, carry)
+  return carry.state, pace, carry.last, carry.drafted
+
+
+def _choose(
+  method: Method, state: LoopState, pace: Pace, seconds: RoundSeconds
+) -> tuple[Stretch, Bool[Array, ""]]:
+  """The next stretch, and whether it is one round of `loop.resumed`, from which drafts go on."""
+  hungry = active(method, state)
+  context = jnp.sum(state.cache.lengths, where=hungry) / jnp.maximum(hungry.sum(), 1)
+  remaining = jnp.where(hungry, wanted_tokens(method, state) - state.emitted, 0)
+  stretch = pace.chooser.choose(method.draft_lengths, seconds.at(context), remaining)
+  again = pace.unseen & (stretch.index > 0)
+  return Stretch(*(jnp.where(again, x, y) for x, y in zip((0, 1), stretch, strict=True))), again
+
+
+def _rounds_of(model, parameters, method, carry: _Carry, until, going) -> _Carry:
+  """Rounds of one draft length until so many are done: a loop of no round costs nothing, where a
+  conditional would copy the cache."""
+
+  def step(carry: _Carry) -> _Carry:
+    state, last = one_round(model, parameters, method, carry.state)
+    return _Carry(state, _padded(last, carry.last), jnp.int32(method.draft_length), carry.done + 1)
+
+  more = lambda carry: (carry.done < until) & going(carry)
+  return jax.lax.while_loop(more, step, carry)
+
+
+def _resume(model, parameters, method, carry: _Carry, wanted) -> _Carry:
+  """`loop.resumed`, once if it is wanted."""
+
+  def step(_, carry: _Carry) -> _Carry:
+    state, last = resumed(model, parameters, method, carry.state)
+    return _Carry(state, _padded(last, carry.last), jnp.int32(0), carry.done + 1)
+
+  return jax.lax.fori_loop(0, wanted.astype(jnp.int32), step, carry)
+
+
+def _padded(last: Round, like: Round) -> Round:
+  padding = like.drafts.shape[1] - last.drafts.shape[1]
+  return last._replace(drafts=jnp.pad(last.drafts, ((0, 0), (0, padding))))
 
 
 class Pacer:
-  """Advances one batch by rounds; of several draft lengths if its method has them.
-
-  Attributes:
-    tallies: rounds of sequences by draft length, each by accepted drafts; kept where the length is
-      chosen.
-  """
+  """Advances one batch by rounds; of several draft lengths if its method has them."""
 
   def __init__(
     self,
     model: Transformer,
     parameters: Parameters,
     method: Method,
-    wanted: int,
     seconds: RoundSeconds | None = None,
   ):
-    """`wanted` tokens of each sequence; `seconds`, if the method has several draft lengths."""
+    """`seconds` of a round, if the method has several draft lengths."""
     if bool(method.draft_lengths) != (seconds is not None):
       raise ValueError("Seconds of a round are for a method of several draft lengths, and needed.")
-    self.model, self.parameters, self.method = model, parameters, method
-    self.wanted, self.seconds = wanted, seconds
-    self.tallies: dict[int, list[int]] = {}
-    self._chooser = Chooser()
-    self._unseen = False  # whether there were rounds that the selector has not seen
+    self.model, self.parameters, self.method, self.seconds = model, parameters, method, seconds
+    self._pace = Pace.fresh(method) if method.draft_lengths else None
 
   def advance(self, state: LoopState, rounds: int, watched: np.ndarray) -> tuple[LoopState, Round]:
     """See `loop.advance_rounds`; the state is donated."""
-    if self.seconds is None or rounds < 1:
-      return self._run(state, Stretch(self.method.draft_length, rounds), watched)
-    look = _look(state)
-    while True:
-      stretch = self._choose(look, rounds)
-      if stretch.draft_length and self._unseen:
-        stretch, self._unseen = Stretch(0, 1), False
-        state, last = resume(self.model, self.parameters, self.method, state)
-      else:
-        self._unseen = stretch.draft_length == 0
-        state, last = self._run(state, stretch, watched)
-      before, look = look, _look(state)
-      rounds -= self._note(stretch.draft_length, look.acceptances - before.acceptances)
-      over = look.ended | (look.emitted >= self.wanted)
-      if over.all() or (watched & over).any() or rounds < 1:
-        return state, last
+    words = (self.model, self.parameters, self.method, state)
+    until, on = jnp.int32(rounds), jnp.asarray(watched)
+    if self._pace is None:
+      return jax.block_until_ready(advance_rounds(*words, until, on))
+    rest = _committed((self._pace, self.seconds, until, on))
+    state, self._pace, last, drafted = jax.block_until_ready(advance_choosing(*words, *rest))
+    return state, last._replace(drafts=last.drafts[:, : int(drafted)])
 
-  def _choose(self, look: _Look, rounds: int) -> Stretch:
-    assert self.seconds is not None
-    remaining = np.where(look.ended, 0, self.wanted - look.emitted)
-    active = remaining > 0
-    if not active.any():
-      return Stretch(0, 0)
-    seconds = self.seconds.at(float(look.lengths[active].mean()))
-    chosen = self._chooser.choose(seconds, remaining[active].tolist())
-    return chosen._replace(rounds=min(chosen.rounds, rounds))
-
-  def _run(
-    self, state: LoopState, stretch: Stretch, watched: np.ndarray
-  ) -> tuple[LoopState, Round]:
-    method = self.method.of_length(stretch.draft_length)
-    return jax.block_until_ready(
-      advance_rounds(
-        *(self.model, self.parameters, method, state),
-        *(jnp.int32(stretch.rounds), jnp.asarray(watched)),
-      )
-    )
-
-  def _note(self, draft_length: int, accepted: np.ndarray) -> int:
-    """Remembers rounds [B, A] of one draft length; returns how many the batch had."""
-    rounds = int(accepted.sum(axis=1).max())
-    if not rounds:
-      return 0
-    counts = accepted.sum(axis=0)[: draft_length + 1].tolist()
-    tally = self.tallies.setdefault(draft_length, [0] * len(counts))
-    self.tallies[draft_length] = [a + b for a, b in zip(tally, counts, strict=True)]
-    self._chooser = self._chooser.after(draft_length, rounds, counts)
-    return rounds
+  @property
+  def tallies(self) -> dict[int, list[int]]:
+    """Rounds of sequences by draft length, each by accepted drafts; kept where the length is
+    chosen."""
+    if self._pace is None:
+      return {}
+    rows = zip(self.method.draft_lengths, np.asarray(self._pace.tallies).tolist(), strict=True)
+    return {length: row[: length + 1] for length, row in rows if any(row)}
 
 
 def time_rounds(
@@ -131,57 +195,59 @@ def time_rounds(
     begin: the state of a batch with so many tokens in its cache, whatever they are.
     contexts: two numbers of tokens, ascending.
   """
-  found: dict[int, list[float]] = {g: [] for g in method.draft_lengths}
+  found = []
   for context in contexts:
-    state = begin(context)
-    for g in method.draft_lengths:  # compiles
-      state, _ = _timed(model, parameters, method.of_length(g), state, 0, context)
-    least = dict.fromkeys(found, float("inf"))
+    timed = functools.partial(_timed, model, parameters, method, context)
+    state, _ = timed(begin(context), 0, 0)  # compiles
+    least = [float("inf")] * len(method.draft_lengths)
     for _ in range(_REPEATS):
-      for g in method.draft_lengths:
-        rounds = max(1, _ROWS // (g + 1))
-        state, taken = _timed(model, parameters, method.of_length(g), state, rounds, context)
-        least[g] = min(least[g], taken)
+      for index, length in enumerate(method.draft_lengths):
+        state, taken = timed(state, index, max(2, _ROWS // (length + 1)))
+        least[index] = min(least[index], taken)
     del state
-    for g, taken in least.items():
-      found[g].append(taken)
-  return RoundSeconds(contexts, {g: (low, high) for g, (low, high) in found.items()})
+    found.append(least)
+  return RoundSeconds(*(jnp.array(x, jnp.float32) for x in (contexts, *found)))
 
 
 def _timed(
   model: Transformer,
   parameters: Parameters,
   method: Method,
-  state: LoopState,
-  rounds: int,
   context: int,
+  state: LoopState,
+  index: int,
+  rounds: int,
 ) -> tuple[LoopState, float]:
-  """Seconds a round, from `context` tokens on; the state is donated."""
+  """Seconds of a round of one draft length, from `context` tokens on; the state is donated."""
   batch = len(state.ended)
   lengths = jnp.full(batch, context, jnp.int32)
   state = _anew(state._replace(cache=state.cache.with_lengths(lengths)))
   # The selector is to know of this very context, and not of rounds that were rolled back.
-  state, _ = jax.block_until_ready(
-    resume(model, parameters, method.of_length(method.longest), state)
-  )
+  state, _ = jax.block_until_ready(resume(model, parameters, method, state))
   state = _anew(state)  # that round may have ended a text
+  free = jnp.ones(len(method.draft_lengths)).at[index].set(1e-6)  # so it is what pays best
+  seconds = RoundSeconds(jnp.array([0.0, 1.0]), free, free)
+  rest = _committed((Pace.fresh(method), seconds, jnp.int32(rounds), jnp.zeros(batch, bool)))
   clock = time.perf_counter()
-  unwatched = jnp.zeros(batch, bool)
-  state, _ = jax.block_until_ready(
-    advance_rounds(model, parameters, method, state, jnp.int32(rounds), unwatched)
-  )
-  seconds = time.perf_counter() - clock
+  words = (model, parameters, method, state, *rest)
+  state, *_ = jax.block_until_ready(advance_choosing(*words))
+  taken = time.perf_counter() - clock
   done = int(np.asarray(state.acceptances).sum(axis=1).max())
-  return state, seconds / max(done, 1)
+  return state, taken / max(done, 1)
 
 
 def _anew(state: LoopState) -> LoopState:
-  """With nothing emitted yet, on its device: as programs return it, so that none is compiled again
-  for the texts."""
+  """With nothing emitted yet."""
   batch = len(state.ended)
-  state = state._replace(
-    emitted=jnp.zeros(batch, jnp.int32),
-    ended=jnp.zeros(batch, bool),
-    acceptances=jnp.zeros_like(state.acceptances),
+  return _committed(
+    state._replace(
+      emitted=jnp.zeros(batch, jnp.int32),
+      ended=jnp.zeros(batch, bool),
+      acceptances=jnp.zeros_like(state.acceptances),
+    )
   )
-  return jax.block_until_ready(jax.device_put(state, jax.devices()[0]))
+
+
+def _committed(arrays: Any) -> Any:
+  """On their device, as programs return arrays: so that none is compiled twice."""
+  return jax.block_until_ready(jax.device_put(arrays, jax.devices()[0]))

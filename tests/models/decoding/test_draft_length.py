@@ -1,18 +1,14 @@
 """The draft length that pays best, against expectations made by listing a round's every outcome."""
 
+import functools
 import itertools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.decoding.draft_length import (
-  Chooser,
-  RoundSeconds,
-  Seen,
-  Stretch,
-  best_length,
-  expected_tokens,
-)
+from models.decoding.draft_length import Chooser, RoundSeconds, Seen, expected_tokens
 
 
 def listed(chances, wanted):
@@ -25,18 +21,40 @@ def listed(chances, wanted):
   return mean
 
 
+@functools.partial(jax.jit, static_argnames="lengths")
+def choose(chooser, lengths, seconds, remaining):
+  return chooser.choose(lengths, seconds, remaining)
+
+
+after = jax.jit(Chooser.after)
+
+
+def chosen(seconds, remaining, chooser):
+  """Draft length and rounds of a stretch; `seconds` by draft length."""
+  lengths, costs = tuple(seconds), jnp.array([*seconds.values()])
+  index, rounds = choose(chooser, lengths, costs, jnp.array(remaining))
+  return lengths[int(index)], int(rounds)
+
+
+def certain(chances, weight=1e6):
+  """A chooser that has seen drafts of each position stand so often."""
+  reached = jnp.full(len(chances), weight)
+  return Chooser.fresh(len(chances))._replace(seen=Seen(reached, reached * jnp.array(chances)))
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_the_best_length_is_the_one_of_most_tokens_a_second(seed):
   rng = np.random.default_rng(seed)
-  chances, lengths = rng.uniform(0.3, 1, 6), [0, 1, 2, 4, 6]
-  standing = np.cumprod(chances).tolist()
+  chances, lengths = rng.uniform(0.3, 1, 6), (0, 1, 2, 4, 6)
+  standing = jnp.array(np.cumprod(chances))
   seconds = {g: float(s) for g, s in zip(lengths, rng.uniform(1, 4, 5), strict=True)}
-  remaining = rng.integers(1, 12, 3).tolist()
+  remaining = rng.integers(1, 12, 3)
   every = {g: sum(listed(chances[:g], wanted) for wanted in remaining) for g in lengths}
-  for g in lengths:
-    assert expected_tokens(standing, g, remaining) == pytest.approx(every[g])
+  with_one_that_ended = jnp.array([*remaining, 0])
+  expected = expected_tokens(standing, lengths, with_one_that_ended)
+  np.testing.assert_allclose(expected, [*every.values()], rtol=1e-5)
   fastest = max(lengths, key=lambda g: every[g] / seconds[g])
-  assert best_length(seconds, standing, remaining) == fastest
+  assert chosen(seconds, with_one_that_ended, certain(chances))[0] == fastest
 
 
 @pytest.mark.parametrize("alpha", [0.5, 0.8, 0.9, 0.97])
@@ -48,48 +66,49 @@ def test_with_one_chance_and_even_steps_it_is_the_published_rule(alpha, step):
   while alpha ** (published + 1) / tau(published) > step / (published * step + verify):
     published += 1
   seconds = {g: g * step + verify for g in range(60)}
-  standing = [alpha**i for i in range(1, 60)]
-  assert best_length(seconds, standing, [1000]) == published
+  assert chosen(seconds, [1000], certain([alpha] * 59))[0] == published
 
 
 def test_standing_is_the_mean_of_texts_with_chances_of_their_own():
   """Rounds of several lengths, many of them: a position's chance is seen where it was reached."""
   rng = np.random.default_rng(0)
-  chances, found = [0.9, 0.5, 0.8], []
+  chances, found, see = [0.9, 0.5, 0.8], [], jax.jit(Seen.after)
   for _ in range(40):
-    seen = Seen()
+    seen = Seen.nothing(3)
     for length in rng.choice([1, 2, 3], 400):
       stands = [*(rng.random(length) < chances[:length]), False]
-      seen = seen.after(np.eye(length + 1, dtype=int)[stands.index(False)].tolist())
-    found.append(seen.standing(3))
+      seen = see(seen, np.eye(4, dtype=int)[stands.index(False)], length)
+    found.append(seen.standing())
   np.testing.assert_allclose(np.mean(found, axis=0), [0.9, 0.45, 0.36], atol=0.03)
 
 
 def test_what_was_seen_long_ago_counts_less():
-  seen = Seen().after([200, 0]).after([0, 200])
-  assert seen.standing(1)[0] > 0.85  # and not half
+  seen = Seen.nothing(1).after(jnp.array([200, 0]), jnp.int32(1))
+  seen = seen.after(jnp.array([0, 200]), jnp.int32(1))
+  assert seen.standing()[0] > 0.85  # and not half
 
 
 def test_costs_lie_on_a_line_between_contexts():
-  costs = RoundSeconds((100, 300), {0: (1.0, 2.0), 4: (3.0, 3.0)})
-  assert costs.at(150.0) == {0: 1.25, 4: 3.0}
-  assert costs.at(1.0)[0] == 1.0 and costs.at(900.0)[0] == 2.0
+  costs = RoundSeconds(jnp.array([100.0, 300.0]), jnp.array([1.0, 3.0]), jnp.array([2.0, 3.0]))
+  assert costs.at(jnp.float32(150)).tolist() == [1.25, 3.0]
+  assert costs.at(jnp.float32(1))[0] == 1.0 and costs.at(jnp.float32(900))[0] == 2.0
 
 
-def simulate(seconds, alpha, wanted):
-  """Seconds a token of a text whose drafts stand with chance alpha(token), and lengths used."""
-  rng, chooser, emitted, spent, used = np.random.default_rng(1), Chooser(), 0, 0.0, []
+def simulate(seconds, alpha, wanted, seed=1):
+  """Seconds a token of a text whose drafts stand with chance alpha(token), and stretches used."""
+  rng, chooser = np.random.default_rng(seed), Chooser.fresh(max(seconds))
+  emitted, spent, used = 0, 0.0, []
   while emitted < wanted:
-    stretch = chooser.choose(seconds, [wanted - emitted])
-    counts, rounds = [0] * (stretch.draft_length + 1), 0
-    while rounds < stretch.rounds and emitted < wanted:
-      stood = rng.random(stretch.draft_length) < alpha(emitted)
+    length, most = chosen(seconds, [wanted - emitted], chooser)
+    counts, rounds = [0] * (max(seconds) + 1), 0
+    while rounds < most and emitted < wanted:
+      stood = rng.random(length) < alpha(emitted)
       accepted = int(np.cumprod(stood).sum())
       counts[accepted] += 1
       emitted, rounds = emitted + accepted + 1, rounds + 1
-      spent += seconds[stretch.draft_length]
-    chooser = chooser.after(stretch.draft_length, rounds, counts)
-    used.append(stretch)
+      spent += seconds[length]
+    chooser = after(chooser, length, rounds, np.array(counts))
+    used.append((length, rounds))
   return spent / emitted, used
 
 
@@ -100,28 +119,37 @@ SECONDS = {0: 1.0, **{g: 1.3 + 0.25 * g for g in (1, 2, 4, 6, 8, 12)}}
 def test_choosing_costs_little_against_the_best_fixed_length(alpha):
   tau = lambda g: sum(alpha**i for i in range(g + 1))
   best = min(seconds / tau(g) for g, seconds in SECONDS.items())
-  chosen, _ = simulate(SECONDS, lambda _: alpha, 1500)
-  assert chosen < 1.05 * best
+  spent = [simulate(SECONDS, lambda _: alpha, 1500, seed)[0] for seed in range(4)]
+  assert np.mean(spent) < 1.05 * best
 
 
 def test_where_no_draft_could_pay_none_is_tried():
   seconds = {0: 1.0, 1: 2.5, 4: 6.0}
-  assert simulate(seconds, lambda _: 1.0, 500)[1] == [Stretch(0, 500)]
+  assert simulate(seconds, lambda _: 1.0, 500)[1] == [(0, 500)]
 
 
 def test_tries_that_fail_grow_rare():
   _, used = simulate(SECONDS, lambda _: 0.05, 3000)
-  tries = sum(s.draft_length > 0 for s in used[10:])
+  tries = sum(length > 0 for length, _ in used[10:])
   assert 3 <= tries <= 9  # 32, 64, ..., 512 rounds apart; 32 apart they would be 80
 
 
 def test_a_text_that_begins_to_repeat_is_noticed():
   _, used = simulate(SECONDS, lambda token: 0.98 if token > 400 else 0.1, 1500)
-  assert sum(s.rounds for s in used if s.draft_length >= 6) > 50
+  assert sum(rounds for length, rounds in used if length >= 6) > 50
 
 
 def test_no_stretch_drafts_far_beyond_the_end():
-  sure = Chooser(Seen((50.0,) * 12, (50.0,) * 12))
-  assert sure.choose(SECONDS, [1]).draft_length == 0
-  assert sure.choose(SECONDS, [3]).draft_length == 2
-  assert sure.choose(SECONDS, [14]) == Stretch(12, 1)
+  sure = certain([1.0] * 12, weight=50.0)
+  assert chosen(SECONDS, [1], sure)[0] == 0
+  assert chosen(SECONDS, [3], sure)[0] == 2
+  assert chosen(SECONDS, [14], sure) == (12, 1)
+
+
+def test_a_wait_that_was_cut_short_goes_on():
+  waiting = certain([0.1] * 12)._replace(waited=jnp.int32(10), wait=jnp.int32(16))
+  assert chosen(SECONDS, [100], waiting) == (0, 6)
+  length, rounds = chosen(SECONDS, [100], waiting._replace(waited=jnp.int32(16)))
+  assert length > 0 and rounds == 1
+  too_dear = {0: 1.0, 1: 2.5, 12: 20.0}
+  assert chosen(too_dear, [100], waiting._replace(waited=jnp.int32(16))) == (0, 100)

@@ -1,6 +1,8 @@
 """Rounds of several draft lengths over one state: no token changes, whatever is chosen and when."""
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from models.decoding.continuous import ContinuousBatch
@@ -14,7 +16,8 @@ from models.decoding.selectors import Budget, make_selector
 WANTED, BUDGET = 72, Budget.parse("0.2", floor=8)
 LENGTHS = (0, 1, 3)
 # By which drafts pay as long as they stand: so lengths alternate, and are given up and tried again.
-SECONDS = RoundSeconds((8, 200), {0: (1.0, 1.0), 1: (1.4, 1.4), 3: (2.2, 2.2)})
+COSTS = jnp.array([1.0, 1.4, 2.2])
+SECONDS = RoundSeconds(jnp.array([8.0, 200.0]), COSTS, COSTS)
 
 
 @pytest.mark.parametrize(
@@ -40,6 +43,25 @@ def test_tokens_are_the_autoregressive_ones(name, settings, tiny, ragged, decode
   assert sum(map(sum, tallies.values())) == int(state.acceptances.sum())
 
 
+@pytest.mark.parametrize(
+  ("name", "settings"), [("specattn", {}), ("specattn", {"refresh": 3}), ("quest", {})]
+)
+def test_drafts_read_what_autoregressive_rounds_wrote(name, settings, tiny, ragged, prefilled):
+  """Of a selector that selects everything, every draft stands: none of its entries may be old."""
+  model, parameters = tiny("llama")
+  method = Method(make_selector(name, Budget.parse("1.0"), **settings), 3, draft_lengths=LENGTHS)
+  cache, batch = prefilled(model, parameters, ragged(1))
+  keys, ends = sequence_keys(jax.random.key(0), 1), batch.ends(method.prompt_rows)
+  state = start(model, parameters, method, cache, ends, keys, wanted=WANTED)
+  pacer, nobody = Generator(model, parameters, method).pacer(SECONDS), np.zeros(1, bool)
+  for best, rounds in ((0, 6), (2, 4), (0, 5), (2, 3)):
+    free = jnp.ones(3).at[best].set(1e-3)
+    pacer.seconds = RoundSeconds(jnp.array([0.0, 1.0]), free, free)
+    state, last = pacer.advance(state, rounds, nobody)
+    assert last.drafts.shape == (1, LENGTHS[best])
+  assert pacer.tallies == {0: [6 + 1 + 5 + 1], 3: [0, 0, 0, 3 + 2]}
+
+
 def test_a_queue_of_several_lengths_gives_each_prompt_s_own_text(tiny, ragged):
   prompts, model = ragged(5), tiny("llama")
   plain = [Generator(*model, Method()).generate([prompt], 20)[0] for prompt in prompts]
@@ -59,12 +81,13 @@ def test_rounds_are_timed_for_every_length(tiny):
   batch = ContinuousBatch(generator, size=2, slots=512, wanted=8)
   batch.warm_up()
   assert batch.pacer is not None and batch.pacer.seconds is not None
-  assert set(batch.pacer.seconds.seconds) == set(LENGTHS)
-  assert all(0 < t < 10 for both in batch.pacer.seconds.seconds.values() for t in both)
+  _, low, high = batch.pacer.seconds
+  assert len(low) == len(high) == len(LENGTHS)
+  assert all(0 < t < 10 for t in (*low, *high))
 
 
 def test_costs_are_for_a_method_that_chooses(tiny):
   with pytest.raises(ValueError, match="Seconds of a round are for a method"):
-    Pacer(*tiny("llama"), Method(), 8, SECONDS)
+    Pacer(*tiny("llama"), Method(), SECONDS)
   with pytest.raises(ValueError, match="is none of"):
     Method(make_selector("full", BUDGET), 2, draft_lengths=LENGTHS)
