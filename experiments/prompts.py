@@ -1,4 +1,4 @@
-"""Writes held-out prompts of two kinds, to decode with: what follows a long text.
+"""Writes held-out prompts of three kinds, to decode with: what follows a long text.
 
     python -m experiments.prompts --lengths=2048,8192 --count=4 --workdir=runs/prompts
 
@@ -6,12 +6,15 @@
     editing       a passage, other text, and the beginning of the passage again, edited (names
                   changed, pieces lost): goes on by repeating what stands far back, as editing
                   code does
+    recall        a random name, 1,500 bytes of text behind its beginning the first 8 of its bytes
+                  again: goes on with the rest of the name, which nothing nearby predicts
 
 Each file `<kind>-<length>.jsonl` holds one object a line: `prompt`; `answer`, what really follows
-there; `kind`; `distance`, the bytes from the beginning of the edited passage back to that of its
-original (null for a continuation); the answer's own original is as far back but for what the cue's
-edits added or lost. Texts are ASCII, so characters are bytes. All is of the part of --data that
-training on the same leaves out, though what that part shares with the rest (a licence) was seen.
+there; `kind`; `distance`, the bytes from the beginning of what is repeated back to that of its
+original (null for a continuation); an edit's answer has its own original as far back but for what
+the cue's edits added or lost. Texts are ASCII, so characters are bytes. All but the names is of the
+part of --data that training on the same leaves out, though what that part shares with the rest (a
+licence) was seen.
 """
 
 import dataclasses
@@ -24,7 +27,7 @@ import numpy as np
 from absl import flags
 
 from experiments import data, program
-from experiments.mixture import edit
+from experiments.mixture import NAME_SYMBOLS, edit
 from experiments.run_log import RunLog, check_workdir
 
 FLAGS = flags.FLAGS
@@ -36,6 +39,7 @@ _positive("count", 4, "Prompts of each kind and length.")
 _positive("answer_bytes", 256, "Bytes of each answer.")
 
 _CUE = 128  # bytes of the edited passage that an editing prompt shows
+_BACK, _NAME_CUE = 1500, 8  # bytes from a name to its copy, and of the copy that are shown
 _TRIES = 1000  # at passages, before a corpus is told to hold too little ASCII
 
 
@@ -120,9 +124,26 @@ def _editing(rng: np.random.Generator, corpus: data.Corpus, length: int, answer:
   return Prompt("editing", whole[:length], whole[length : length + answer], size + len(between))
 
 
+def _recall(rng: np.random.Generator, corpus: data.Corpus, length: int, answer: int) -> Prompt:
+  size = _NAME_CUE + answer
+  if size > _BACK:
+    raise ValueError(f"--answer_bytes={answer} must be at most {_BACK - _NAME_CUE} of a name.")
+  if length < _BACK + _NAME_CUE:
+    raise ValueError(
+      f"--lengths={length} is too short for a name {_BACK} bytes back; give at least"
+      f" {_BACK + _NAME_CUE}."
+    )
+  name = rng.choice(NAME_SYMBOLS, size).tobytes()
+  before = _ascii(rng, corpus, length - _BACK - _NAME_CUE)
+  between = _ascii(rng, corpus, _BACK - size)
+  whole = (before + name + between + name).decode()
+  return Prompt("recall", whole[:length], whole[length:], _BACK)
+
+
 KINDS: dict[str, Callable[[np.random.Generator, data.Corpus, int, int], Prompt]] = {
   "continuation": _continuation,
   "editing": _editing,
+  "recall": _recall,
 }
 
 

@@ -12,7 +12,9 @@ of the largest tau / t is where the rule ends, however the seconds grow. Length 
 decoding, tau(0) = 1: where it wins, speculation does not pay.
 
 All of it is functions of arrays, part of the compiled program that decodes (`pacing.py`): a choice
-costs microseconds and no trip to the host. L counts draft lengths, G is the longest of them.
+takes microseconds, where one in Python takes as long as a round of a small model. N counts the
+draft lengths, which ascend from 0; G is the longest of them, and A = G + 1 counts what may be
+accepted.
 """
 
 from collections.abc import Sequence
@@ -20,7 +22,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from models.axes import Array, Bool, Float, Int, Lengths
+from models.axes import Array, Bool, Float, Int
 
 LENGTHS = (0, 1, 2, 4, 6, 8, 12, 16)
 
@@ -40,10 +42,10 @@ class RoundSeconds(NamedTuple):
   """
 
   contexts: Float[Array, "2"]
-  low: Float[Array, " L"]
-  high: Float[Array, " L"]
+  low: Float[Array, " N"]
+  high: Float[Array, " N"]
 
-  def at(self, context: Float[Array, ""]) -> Float[Array, " L"]:
+  def at(self, context: Float[Array, ""]) -> Float[Array, " N"]:
     """Seconds of a round by draft length; outside the contexts, those of the nearer one."""
     first, last = self.contexts
     share = jnp.clip((context - first) / jnp.maximum(last - first, 1), 0, 1)
@@ -66,8 +68,8 @@ class Seen(NamedTuple):
     """Before the first draft."""
     return Seen(jnp.zeros(longest), jnp.zeros(longest))
 
-  def after(self, by_accepted: Int[Array, " A"], draft_length: Int[Array, ""]) -> "Seen":
-    """With rounds of one draft length more, counted by accepted drafts; A = G + 1."""
+  def after(self, draft_length: Int[Array, ""], by_accepted: Int[Array, " A"]) -> "Seen":
+    """With rounds of one draft length more, counted by accepted drafts."""
     keep = 0.5 ** (by_accepted.sum() / _HALF_LIFE)
     at_least = by_accepted[::-1].cumsum()[::-1].astype(jnp.float32)
     drafted = jnp.arange(len(self.reached)) < draft_length
@@ -91,7 +93,7 @@ class Seen(NamedTuple):
 
 def expected_tokens(
   standing: Float[Array, " G"], lengths: Sequence[int], remaining: Int[Array, " B"]
-) -> Float[Array, " L"]:
+) -> Float[Array, " N"]:
   """What one round of each draft length yields in all, of sequences that want `remaining` tokens;
   of one that wants none, nothing."""
   yielded = jnp.cumsum(jnp.append(1.0, standing))
@@ -100,10 +102,17 @@ def expected_tokens(
 
 
 class Stretch(NamedTuple):
-  """So many rounds of one draft length: that of an index among the draft lengths."""
+  """So many rounds of one draft length.
+
+  Attributes:
+    index: the length's, among the draft lengths.
+    rounds: how many; never less than one.
+    tries: whether it drafts against what is expected, to see whether drafts still fail.
+  """
 
   index: Int[Array, ""]
   rounds: Int[Array, ""]
+  tries: Bool[Array, ""]
 
 
 class Chooser(NamedTuple):
@@ -115,7 +124,7 @@ class Chooser(NamedTuple):
   below the break-even, nothing is tried.
 
   Attributes:
-    seen: since the last fall-back.
+    seen: since the last try began.
     waited: autoregressive rounds since the last draft.
     wait: so many before the next try.
   """
@@ -130,12 +139,12 @@ class Chooser(NamedTuple):
     return Chooser(Seen.nothing(longest), jnp.int32(0), jnp.int32(_FIRST_WAIT))
 
   def choose(
-    self, lengths: Sequence[int], seconds: Float[Array, " L"], remaining: Lengths
+    self, lengths: Sequence[int], seconds: Float[Array, " N"], remaining: Int[Array, " B"]
   ) -> Stretch:
     """The next stretch.
 
     Args:
-      lengths: draft lengths, ascending from 0; of two that are worth the same, the shorter wins.
+      lengths: draft lengths; of two that are worth the same, the shorter wins.
       seconds: of a round, by draft length.
       remaining: tokens that each sequence still wants.
     """
@@ -143,28 +152,25 @@ class Chooser(NamedTuple):
     expected, wanted = rates(self.seen.standing()), remaining.max()
     best = expected.argmax()
     could_pay = rates(jnp.ones_like(self.seen.stood)).argmax() > 0
-    trying = (best == 0) & self._due() & could_pay
+    tries = (best == 0) & could_pay & (self.waited >= self.wait)
     # Little was seen: look again soon. And no stretch drafts far beyond the texts' end.
     few = jnp.minimum(_STRETCH, 1 + self.seen.reached[0].astype(jnp.int32))
     drafting = jnp.clip(wanted // (jnp.array(lengths)[best] + 1), 1, few)
-    waiting = jnp.where(could_pay, self.wait - self.waited, wanted)
-    rounds = jnp.where(trying, 1, jnp.where(best > 0, drafting, waiting))
-    return Stretch(jnp.where(trying, 1 + expected[1:].argmax(), best), rounds)
+    waiting = jnp.where(could_pay, self.wait - self.waited, _FIRST_WAIT)
+    rounds = jnp.where(tries, 1, jnp.where(best > 0, drafting, waiting))
+    return Stretch(jnp.where(tries, 1 + expected[1:].argmax(), best), rounds, tries)
 
   def after(
-    self, draft_length: Int[Array, ""], rounds: Int[Array, ""], by_accepted: Int[Array, " A"]
+    self, lengths: Sequence[int], stretch: Stretch, by_accepted: Int[Array, " A"]
   ) -> "Chooser":
-    """What is known behind `rounds` rounds of one length, counted by accepted drafts; A = G + 1."""
-    drafted, tried = draft_length > 0, self._due()  # a try is judged by itself
-    old = Seen(*(jnp.where(tried, 0, x) for x in self.seen))
-    new = old.after(by_accepted, draft_length)
+    """What is known behind a stretch of so many rounds, counted by accepted drafts."""
+    drafted, tried = stretch.index > 0, stretch.tries
+    old = Seen(*(jnp.where(tried, 0, x) for x in self.seen))  # a try is judged by itself
+    new = old.after(jnp.array(lengths)[stretch.index], by_accepted)
     longer = jnp.minimum(2 * self.wait, _LONGEST_WAIT)
     shorter = jnp.maximum(self.wait // 2, _FIRST_WAIT)
     return Chooser(
       Seen(*(jnp.where(drafted, a, b) for a, b in zip(new, self.seen, strict=True))),
-      jnp.where(drafted, 0, self.waited + rounds),
+      jnp.where(drafted, 0, self.waited + stretch.rounds),
       jnp.where(drafted, jnp.where(tried, longer, shorter), self.wait),
     )
-
-  def _due(self) -> Bool[Array, ""]:
-    return self.waited >= self.wait

@@ -17,8 +17,8 @@ class Method:
     end_token: ends a sequence and is its last token; None: nothing does.
     bit_exact: verify row by row, with the bits of autoregressive decoding. These depend on how many
       sequences there are, so it is one at a time (`together`).
-    draft_lengths: all that a text's rounds may have, where each stretch of rounds chooses among
-      them (`pacing.py`); `draft_length` is then one of them.
+    draft_lengths: all that a text's rounds may have, ascending from 0, where each stretch of rounds
+      chooses among them (`pacing.py`); `draft_length` is then one of them.
   """
 
   selector: AnySelector | None = None
@@ -38,6 +38,8 @@ class Method:
       raise ValueError("A draft needs a selector: set both or neither.")
     if self.draft_lengths and self.draft_length not in self.draft_lengths:
       raise ValueError(f"Draft length {self.draft_length} is none of {self.draft_lengths}.")
+    if self.draft_lengths and (0, *sorted(set(self.draft_lengths) - {0})) != self.draft_lengths:
+      raise ValueError(f"Draft lengths {self.draft_lengths} do not ascend from 0.")
 
   @property
   def longest(self) -> int:

@@ -1,10 +1,10 @@
 """Rounds of whatever draft length pays best just then: `--draft_length=auto`.
 
 One compiled program has the rounds of every draft length, over one state. Stretch after stretch it
-looks at what was accepted and chooses the next one's length (`draft_length.py`); what a round costs
-is measured before anything is decoded. The choice depends on tokens already emitted and on nothing
-yet to be drawn, so sampling keeps its distribution; but which of a seed's texts comes out depends
-on the costs that were measured.
+looks at what was accepted and chooses the next one's length (`draft_length.py`, where the letters
+are too); what a round costs is measured before anything is decoded. The choice depends on tokens
+already emitted and on nothing yet to be drawn, so sampling keeps its distribution; but which of a
+seed's texts comes out depends on the costs that were measured.
 """
 
 import functools
@@ -24,7 +24,7 @@ from models.decoding.round import LoopState, active, wanted_tokens
 from models.transformer import Parameters, Transformer
 
 _REPEATS = 2
-_ROWS = 32  # verified in one measurement at least: more than a round where rounds are short
+_ROWS = 32  # verified in one measurement, or nearly: many rounds where these are short
 
 
 class Pace(NamedTuple):
@@ -32,13 +32,13 @@ class Pace(NamedTuple):
 
   Attributes:
     chooser: what it knows.
-    unseen: whether there were rounds since that the selector has not seen.
+    unseen: whether there were rounds since the last draft, which the selector has not seen.
     tallies: rounds of sequences by draft length, each by accepted drafts.
   """
 
   chooser: Chooser
   unseen: Bool[Array, ""]
-  tallies: Int[Array, "L A"]
+  tallies: Int[Array, "N A"]
 
   @staticmethod
   def fresh(method: Method) -> "Pace":
@@ -46,12 +46,13 @@ class Pace(NamedTuple):
     tallies = jnp.zeros((len(method.draft_lengths), method.longest + 1), jnp.int32)
     return Pace(Chooser.fresh(method.longest), jnp.array(False), tallies)
 
-  def after(self, method: Method, stretch: Stretch, by_accepted: Int[Array, " A"]) -> "Pace":
-    """Behind the rounds of a stretch, counted by accepted drafts."""
-    length = jnp.array(method.draft_lengths)[stretch.index]
+  def after(
+    self, method: Method, stretch: Stretch, resumed: Bool[Array, ""], by_accepted: Int[Array, " A"]
+  ) -> "Pace":
+    """Behind a stretch of so many rounds, counted by accepted drafts."""
     return Pace(
-      self.chooser.after(length, stretch.rounds, by_accepted),
-      length == 0,
+      self.chooser.after(method.draft_lengths, stretch, by_accepted),
+      (stretch.index == 0) & ~resumed,
       self.tallies.at[stretch.index].add(by_accepted),
     )
 
@@ -87,21 +88,20 @@ def advance_choosing(
     hungry = active(method, carry.state)
     return hungry.any() & ~(watched & ~hungry).any() & (carry.done < rounds)
 
-  def stretch_of(carry: tuple[_Carry, Pace]) -> tuple[_Carry, Pace]:
-    (before, pace), state = carry, carry[0].state
-    stretch, again = _choose(method, state, pace, seconds)
-    after = _resume(model, parameters, method, before, again)
+  def run_stretch(carry: tuple[_Carry, Pace]) -> tuple[_Carry, Pace]:
+    before, pace = carry
+    stretch, resuming = _choose(method, before.state, pace, seconds)
+    after = _resume(model, parameters, method, before, resuming)
     for index, length in enumerate(method.draft_lengths):
       until = jnp.where(stretch.index == index, before.done + stretch.rounds, 0)
       after = _rounds_of(model, parameters, method.of_length(length), after, until, going)
-    done = after.done - before.done
-    by_accepted = (after.state.acceptances - state.acceptances).sum(axis=0)
-    pace = pace.after(method, stretch._replace(rounds=done), by_accepted)
-    return after, pace._replace(unseen=pace.unseen & ~again)
+    ran = stretch._replace(rounds=after.done - before.done)
+    by_accepted = (after.state.acceptances - before.state.acceptances).sum(axis=0)
+    return after, pace.after(method, ran, resuming, by_accepted)
 
   nothing = no_round(state, method.longest)
   carry = (_Carry(state, nothing, jnp.int32(0), jnp.int32(0)), pace)
-  carry, pace = jax.lax.while_loop(lambda carry: going(carry[0]), stretch_of, carry)
+  carry, pace = jax.lax.while_loop(lambda carry: going(carry[0]), run_stretch, carry)
   return carry.state, pace, carry.last, carry.drafted
 
 
@@ -113,13 +113,15 @@ def _choose(
   context = jnp.sum(state.cache.lengths, where=hungry) / jnp.maximum(hungry.sum(), 1)
   remaining = jnp.where(hungry, wanted_tokens(method, state) - state.emitted, 0)
   stretch = pace.chooser.choose(method.draft_lengths, seconds.at(context), remaining)
-  again = pace.unseen & (stretch.index > 0)
-  return Stretch(*(jnp.where(again, x, y) for x, y in zip((0, 1), stretch, strict=True))), again
+  resuming = pace.unseen & (stretch.index > 0)
+  one = Stretch(jnp.int32(0), jnp.int32(1), jnp.array(False))
+  stretch = Stretch(*(jnp.where(resuming, a, b) for a, b in zip(one, stretch, strict=True)))
+  return stretch, resuming
 
 
 def _rounds_of(model, parameters, method, carry: _Carry, until, going) -> _Carry:
-  """Rounds of one draft length until so many are done: a loop of no round costs nothing, where a
-  conditional would copy the cache."""
+  """Rounds of one draft length until so many are done: a loop of no round costs next to nothing,
+  where a conditional would copy the cache."""
 
   def step(carry: _Carry) -> _Carry:
     state, last = one_round(model, parameters, method, carry.state)
@@ -145,7 +147,10 @@ def _padded(last: Round, like: Round) -> Round:
 
 
 class Pacer:
-  """Advances one batch by rounds; of several draft lengths if its method has them."""
+  """Advances one batch by rounds; of several draft lengths if its method has them.
+
+  What is learnt from one text serves the next: a queue's are taken to be alike.
+  """
 
   def __init__(
     self,
@@ -158,16 +163,18 @@ class Pacer:
     if bool(method.draft_lengths) != (seconds is not None):
       raise ValueError("Seconds of a round are for a method of several draft lengths, and needed.")
     self.model, self.parameters, self.method, self.seconds = model, parameters, method, seconds
-    self._pace = Pace.fresh(method) if method.draft_lengths else None
+    self._pace = _committed(Pace.fresh(method)) if method.draft_lengths else None
 
   def advance(self, state: LoopState, rounds: int, watched: np.ndarray) -> tuple[LoopState, Round]:
     """See `loop.advance_rounds`; the state is donated."""
-    words = (self.model, self.parameters, self.method, state)
-    until, on = jnp.int32(rounds), jnp.asarray(watched)
+    before = (self.model, self.parameters, self.method, state)
+    until = (jnp.int32(rounds), jnp.asarray(watched))
     if self._pace is None:
-      return jax.block_until_ready(advance_rounds(*words, until, on))
-    rest = _committed((self._pace, self.seconds, until, on))
-    state, self._pace, last, drafted = jax.block_until_ready(advance_choosing(*words, *rest))
+      return jax.block_until_ready(advance_rounds(*before, *until))
+    state, self._pace, last, drafted = jax.block_until_ready(
+      advance_choosing(*before, self._pace, self.seconds, *until)
+    )
+    last = jax.device_get(last)  # where cutting compiles nothing
     return state, last._replace(drafts=last.drafts[:, : int(drafted)])
 
   @property
@@ -227,10 +234,14 @@ def _timed(
   state = _anew(state)  # that round may have ended a text
   free = jnp.ones(len(method.draft_lengths)).at[index].set(1e-6)  # so it is what pays best
   seconds = RoundSeconds(jnp.array([0.0, 1.0]), free, free)
-  rest = _committed((Pace.fresh(method), seconds, jnp.int32(rounds), jnp.zeros(batch, bool)))
+  pace, unwatched = _committed(Pace.fresh(method)), jnp.zeros(batch, bool)
+  jax.block_until_ready(seconds)
   clock = time.perf_counter()
-  words = (model, parameters, method, state, *rest)
-  state, *_ = jax.block_until_ready(advance_choosing(*words))
+  state, *_ = jax.block_until_ready(
+    advance_choosing(
+      *(model, parameters, method, state), *(pace, seconds, jnp.int32(rounds), unwatched)
+    )
+  )
   taken = time.perf_counter() - clock
   done = int(np.asarray(state.acceptances).sum(axis=1).max())
   return state, taken / max(done, 1)

@@ -45,27 +45,28 @@ def arm(kind: str, nth: int, delay: float, signals: list[int], stamp: str) -> No
   from offload.store import Store, StoreView
 
   within = {"load": True, "commit": False}
-  seen = collections.Counter()
+  seen, going = collections.Counter(), threading.Event()
+  going.set()
 
   def note(what: str) -> None:
     seen[what] += 1
     if (what, seen[what]) == (kind, nth):
-      sender = threading.Thread(target=send, daemon=True)
-      sender.start()
-      if len(signals) > 1:  # the iteration waits for the last: it would else end between two
-        sender.join()
+      threading.Thread(target=send, daemon=True).start()
 
   def send() -> None:
     time.sleep(delay)
+    going.clear()  # no further step before the last signal: the run might end between two
     for number in signals:
       pathlib.Path(stamp).write_text(str(time.time()))
       os.kill(os.getpid(), number)
-      time.sleep(0.05)
+      time.sleep(0.05 * (number != signals[-1]))
+    going.set()
 
   def watch(owner, name: str, what) -> None:
     real = getattr(owner, name)
 
     def wrapped(*args, **kwargs):
+      going.wait()
       out = real(*args, **kwargs)
       for word in what(*args):
         note(word)

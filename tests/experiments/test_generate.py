@@ -13,6 +13,7 @@ import pytest
 from experiments.live_text import LiveText
 from models.config import ModelConfig
 from models.decoding.continuous import Emission
+from models.decoding.draft_length import LENGTHS
 from models.transformer import Transformer
 from models.weights import checkpoint
 
@@ -100,6 +101,25 @@ def test_speculation_is_compared_with_an_autoregressive_run(folder):
 
   assert list(summary["phases"]) == ["select", "gather", "draft", "verify", "score", "round"]
   assert "is no text in UTF-8 from byte 128 on; its bytes are taken as they are." in plain.stderr
+
+
+def test_chosen_draft_lengths_are_told(folder):
+  common = [f"--prompt_file={folder / 'b.txt'}", "--max_new_tokens=40"]
+  plain = run(folder, *common, f"--workdir={folder / 'once'}")
+  assert plain.returncode == 0, plain.stderr
+  method = ["--method=specattn", "--draft_length=auto", "--kv_budget=64"]
+  compare = f"--compare_with={folder / 'once'}"
+  done = run(folder, *common, *method, compare, f"--workdir={folder / 'auto'}")
+  assert done.returncode == 0, done.stderr
+  summary = json.loads((folder / "auto" / "summary.json").read_text())
+  assert summary["identical_to_autoregressive"] and summary["draft_length"] == "auto"
+  assert sum(summary["rounds_by_draft_length"].values()) == summary["rounds"]
+  costs = summary["seconds_by_draft_length"]
+  assert list(costs["round"]) == [str(g) for g in LENGTHS]
+  assert all(min(both) > 0 for both in costs["round"].values())
+  assert costs["contexts"][0] < costs["contexts"][1] <= CONFIG.context
+  chosen = ", ".join(f"{g} in {n}" for g, n in summary["rounds_by_draft_length"].items() if n)
+  assert f"{chosen} rounds" in done.stdout
 
 
 def test_prompts_from_standard_input_are_streamed_in_colour_and_kept_as_json_lines(folder):

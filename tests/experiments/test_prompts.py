@@ -38,9 +38,21 @@ def test_an_edit_s_answer_repeats_what_stands_at_its_distance(corpus):
     assert sum(block.size for block in matcher.get_matching_blocks()) > 0.5 * 256
 
 
+def test_a_recall_s_answer_is_the_rest_of_a_name_that_stands_once(corpus):
+  for prompt in prompts.make(corpus, "recall", 4096, 5, 24, seed=1):
+    assert prompt.distance is not None
+    cue = prompt.prompt[-8:]
+    assert prompt.prompt[4096 - 8 - prompt.distance :][:32] == cue + prompt.answer
+    assert prompt.prompt.count(cue) == 2 and prompt.answer not in prompt.prompt[-1000:]
+
+
 def test_what_cannot_be_made_is_one_sentence(corpus):
   with pytest.raises(ValueError, match="too short for a passage"):
     prompts.make(corpus, "editing", 600, 1, 256, seed=0)
+  with pytest.raises(ValueError, match="must be at most 1492 of a name"):
+    prompts.make(corpus, "recall", 4096, 1, 1500, seed=0)
+  with pytest.raises(ValueError, match="give at least 1508"):
+    prompts.make(corpus, "recall", 1500, 1, 24, seed=0)
   foreign = data.Corpus("x", np.zeros(9, np.uint8), np.full(5000, 200, np.uint8), 256, ())
   with pytest.raises(ValueError, match="no 1,100 bytes of ASCII"):
     prompts.make(foreign, "continuation", 1000, 1, 100, seed=0)

@@ -25,8 +25,9 @@ def _cell():
     "window": _own([6.0, 4.5, 4.5], 2.0),
     "quest,draft_length=4": _own([4.0, 5.0, 9.0], 1.8),
     "pillar": _own([1.0, 1.0, 1.0], 9.0),
+    "specattn": _own([7.0, 7.0, 7.0], 1.3),
   }
-  return {"length": 16_384, "batch_size": 1, "methods": methods}
+  return {"kind": "editing", "length": 16_384, "batch_size": 1, "methods": methods}
 
 
 def test_the_fastest_unscored_selector_is_compared_round_by_round():

@@ -55,13 +55,16 @@ def test_a_queue_gives_what_each_prompt_alone_gives(name, settings, tiny, ragged
   assert all(sum(ends[number]) <= len(texts[number]) for number in ends)
 
 
-def test_a_queue_is_served_without_compiling(tiny, ragged, caplog):
-  generator = Generator(*tiny("llama"), Method(make_selector("specattn", BUDGET), 3))
+@pytest.mark.parametrize("rounds", [{}, {"rounds": 1}])
+@pytest.mark.parametrize("draft_lengths", [(), (0, 1, 3)])
+def test_a_queue_is_served_without_compiling(tiny, ragged, caplog, draft_lengths, rounds):
+  method = Method(make_selector("specattn", BUDGET), 3, draft_lengths=draft_lengths)
+  generator = Generator(*tiny("llama"), method)
   batch = ContinuousBatch(generator, size=2, slots=1024, wanted=WANTED)
   assert batch.warm_up() > 0
   key = jax.random.key(0)
   with jax.log_compiles(), caplog.at_level(logging.DEBUG):
-    first = sum(len(e.tokens) for e in batch.decode(ragged(6), key))
+    first = sum(len(e.tokens) for e in batch.decode(ragged(6), key, **rounds))
     compiled = [record.getMessage() for record in caplog.records]
   assert first == 6 * WANTED
   assert not [message for message in compiled if "ompil" in message], compiled

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.decoding.draft_length import Chooser, RoundSeconds, Seen, expected_tokens
+from models.decoding.draft_length import Chooser, RoundSeconds, Seen, Stretch, expected_tokens
 
 
 def listed(chances, wanted):
@@ -26,14 +26,18 @@ def choose(chooser, lengths, seconds, remaining):
   return chooser.choose(lengths, seconds, remaining)
 
 
-after = jax.jit(Chooser.after)
+after = functools.partial(jax.jit, static_argnames="lengths")(Chooser.after)
 
 
 def chosen(seconds, remaining, chooser):
   """Draft length and rounds of a stretch; `seconds` by draft length."""
-  lengths, costs = tuple(seconds), jnp.array([*seconds.values()])
-  index, rounds = choose(chooser, lengths, costs, jnp.array(remaining))
-  return lengths[int(index)], int(rounds)
+  stretch = stretch_of(seconds, remaining, chooser)
+  return [*seconds][int(stretch.index)], int(stretch.rounds)
+
+
+def stretch_of(seconds, remaining, chooser):
+  costs = jnp.array([*seconds.values()])
+  return choose(chooser, tuple(seconds), costs, jnp.array(remaining))
 
 
 def certain(chances, weight=1e6):
@@ -77,14 +81,14 @@ def test_standing_is_the_mean_of_texts_with_chances_of_their_own():
     seen = Seen.nothing(3)
     for length in rng.choice([1, 2, 3], 400):
       stands = [*(rng.random(length) < chances[:length]), False]
-      seen = see(seen, np.eye(4, dtype=int)[stands.index(False)], length)
+      seen = see(seen, length, np.eye(4, dtype=int)[stands.index(False)])
     found.append(seen.standing())
   np.testing.assert_allclose(np.mean(found, axis=0), [0.9, 0.45, 0.36], atol=0.03)
 
 
 def test_what_was_seen_long_ago_counts_less():
-  seen = Seen.nothing(1).after(jnp.array([200, 0]), jnp.int32(1))
-  seen = seen.after(jnp.array([0, 200]), jnp.int32(1))
+  seen = Seen.nothing(1).after(jnp.int32(1), jnp.array([200, 0]))
+  seen = seen.after(jnp.int32(1), jnp.array([0, 200]))
   assert seen.standing()[0] > 0.85  # and not half
 
 
@@ -99,15 +103,17 @@ def simulate(seconds, alpha, wanted, seed=1):
   rng, chooser = np.random.default_rng(seed), Chooser.fresh(max(seconds))
   emitted, spent, used = 0, 0.0, []
   while emitted < wanted:
-    length, most = chosen(seconds, [wanted - emitted], chooser)
-    counts, rounds = [0] * (max(seconds) + 1), 0
-    while rounds < most and emitted < wanted:
+    stretch = stretch_of(seconds, [wanted - emitted], chooser)
+    length, rounds = [*seconds][int(stretch.index)], 0
+    counts = [0] * (max(seconds) + 1)
+    while rounds < stretch.rounds and emitted < wanted:
       stood = rng.random(length) < alpha(emitted)
       accepted = int(np.cumprod(stood).sum())
       counts[accepted] += 1
       emitted, rounds = emitted + accepted + 1, rounds + 1
       spent += seconds[length]
-    chooser = after(chooser, length, rounds, np.array(counts))
+    ran = Stretch(stretch.index, rounds, stretch.tries)
+    chooser = after(chooser, tuple(seconds), ran, np.array(counts))
     used.append((length, rounds))
   return spent / emitted, used
 
@@ -125,7 +131,7 @@ def test_choosing_costs_little_against_the_best_fixed_length(alpha):
 
 def test_where_no_draft_could_pay_none_is_tried():
   seconds = {0: 1.0, 1: 2.5, 4: 6.0}
-  assert simulate(seconds, lambda _: 1.0, 500)[1] == [(0, 500)]
+  assert {length for length, _ in simulate(seconds, lambda _: 1.0, 500)[1]} == {0}
 
 
 def test_tries_that_fail_grow_rare():
@@ -152,4 +158,15 @@ def test_a_wait_that_was_cut_short_goes_on():
   length, rounds = chosen(SECONDS, [100], waiting._replace(waited=jnp.int32(16)))
   assert length > 0 and rounds == 1
   too_dear = {0: 1.0, 1: 2.5, 12: 20.0}
-  assert chosen(too_dear, [100], waiting._replace(waited=jnp.int32(16))) == (0, 100)
+  assert chosen(too_dear, [100], waiting._replace(waited=jnp.int32(16)))[0] == 0
+
+
+def test_only_a_try_is_judged_by_itself():
+  """Drafts that win by themselves go on from what was seen, however long they had not."""
+  known = certain([0.9] * 12)._replace(waited=jnp.int32(20), wait=jnp.int32(16))
+  lengths, counts = tuple(SECONDS), np.eye(13, dtype=int)[0]
+  stretch = stretch_of(SECONDS, [100], known)
+  assert stretch.index > 0 and not stretch.tries
+  assert after(known, lengths, stretch, counts).seen.reached[0] > 1e5
+  tried = after(known, lengths, stretch._replace(tries=jnp.array(True)), counts)
+  assert tried.seen.reached[0] == 1 and tried.wait == 32

@@ -14,9 +14,11 @@ import pytest
 
 from models import kv_cache
 from models.decoding.compare import follow
+from models.decoding.draft_length import RoundSeconds
 from models.decoding.generate import Generator, sequence_keys, slots_for
 from models.decoding.loop import advance, start
 from models.decoding.method import Method
+from models.decoding.pacing import Pace, advance_choosing
 from models.decoding.selectors import SELECTORS, Budget, make_selector
 from models.decoding.selectors.base import RoundSettings, Selection, Unscored
 from models.decoding.selectors.scored import Scored
@@ -254,3 +256,9 @@ def test_the_cache_is_updated_in_place(tiny):
   state = jax.eval_shape(begin, parameters, cache, sequence_keys(jax.random.key(0), 1))
   compiled = advance.lower(model, parameters, method, state, jnp.int32(8)).compile()
   assert compiled.memory_analysis().temp_size_in_bytes < 0.75 * size
+  method = dataclasses.replace(method, draft_lengths=(0, 1, 2))
+  pace = jax.eval_shape(lambda: Pace.fresh(method))
+  costs = RoundSeconds(jnp.ones(2), jnp.ones(3), jnp.ones(3))
+  rest = (pace, costs, jnp.int32(8), jnp.zeros(1, bool))
+  choosing = advance_choosing.lower(model, parameters, method, state, *rest).compile()
+  assert choosing.memory_analysis().temp_size_in_bytes < 0.75 * size

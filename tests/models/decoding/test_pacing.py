@@ -62,16 +62,26 @@ def test_drafts_read_what_autoregressive_rounds_wrote(name, settings, tiny, ragg
   assert pacer.tallies == {0: [6 + 1 + 5 + 1], 3: [0, 0, 0, 3 + 2]}
 
 
-def test_a_queue_of_several_lengths_gives_each_prompt_s_own_text(tiny, ragged):
+@pytest.mark.parametrize("rounds", [{}, {"rounds": 1}])
+def test_a_queue_of_several_lengths_gives_each_prompt_s_own_text(tiny, ragged, rounds):
+  """Texts end by their length or an end token; places are empty at the queue's end."""
   prompts, model = ragged(5), tiny("llama")
-  plain = [Generator(*model, Method()).generate([prompt], 20)[0] for prompt in prompts]
-  generator = Generator(*model, Method(make_selector("specattn", BUDGET), 3, draft_lengths=LENGTHS))
-  batch = ContinuousBatch(generator, size=2, slots=1024, wanted=20)
+  plain = [Generator(*model, Method()).generate([prompt], 40)[0] for prompt in prompts]
+  end = plain[1][6]
+  expected = [text[: text.index(end) + 1] if end in text else text for text in plain]
+  assert len({len(text) for text in expected}) > 1
+  selector = make_selector("specattn", BUDGET)
+  method = Method(selector, 3, draft_lengths=LENGTHS, end_token=end)
+  batch = ContinuousBatch(Generator(*model, method), size=2, slots=1024, wanted=40)
   batch.pace(SECONDS)
   texts = [[] for _ in prompts]
-  for emission in batch.decode(prompts, jax.random.key(0)):
+  for emission in batch.decode(prompts, jax.random.key(0), **rounds):
     texts[emission.number] += emission.tokens
-  assert texts == plain
+    now = emission.tokens[emission.begin :]
+    assert len(emission.drafts) in LENGTHS
+    assert now[: emission.accepted] == emission.drafts[: len(now)][: emission.accepted]
+  assert texts == expected
+  assert len(batch.pacer.tallies) > 1, "the length changed on the way"
 
 
 def test_rounds_are_timed_for_every_length(tiny):
@@ -91,3 +101,5 @@ def test_costs_are_for_a_method_that_chooses(tiny):
     Pacer(*tiny("llama"), Method(), SECONDS)
   with pytest.raises(ValueError, match="is none of"):
     Method(make_selector("full", BUDGET), 2, draft_lengths=LENGTHS)
+  with pytest.raises(ValueError, match="do not ascend from 0"):
+    Method(make_selector("full", BUDGET), 2, draft_lengths=(1, 2))
