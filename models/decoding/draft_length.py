@@ -118,10 +118,11 @@ class Stretch(NamedTuple):
 class Chooser(NamedTuple):
   """Chooses stretch after stretch, and falls back to autoregressive decoding where drafts lose.
 
-  From there it tries again, with an open mind: after 16 rounds, and twice as many behind each try
-  that fails. So what trying costs vanishes in a long text, and a text whose character changes (it
-  begins to repeat what stands far back) is noticed. Where not even drafts that all stand would pay,
-  below the break-even, nothing is tried.
+  From there it tries again, with an open mind and the length that would pay most if all its drafts
+  stood: after 16 rounds, and twice as many behind each try that fails. So what trying costs
+  vanishes in a long text, and a text whose character changes (it begins to repeat what stands far
+  back) is noticed. Where not even drafts that all stand would pay, below the break-even, nothing is
+  tried.
 
   Attributes:
     seen: since the last try began.
@@ -151,14 +152,15 @@ class Chooser(NamedTuple):
     rates = lambda standing: expected_tokens(standing, lengths, remaining) / seconds
     expected, wanted = rates(self.seen.standing()), remaining.max()
     best = expected.argmax()
-    could_pay = rates(jnp.ones_like(self.seen.stood)).argmax() > 0
+    at_best = rates(jnp.ones_like(self.seen.stood)).argmax()  # if all drafts stood
+    could_pay = at_best > 0
     tries = (best == 0) & could_pay & (self.waited >= self.wait)
     # Little was seen: look again soon. And no stretch drafts far beyond the texts' end.
     few = jnp.minimum(_STRETCH, 1 + self.seen.reached[0].astype(jnp.int32))
     drafting = jnp.clip(wanted // (jnp.array(lengths)[best] + 1), 1, few)
     waiting = jnp.where(could_pay, self.wait - self.waited, _FIRST_WAIT)
     rounds = jnp.where(tries, 1, jnp.where(best > 0, drafting, waiting))
-    return Stretch(jnp.where(tries, 1 + expected[1:].argmax(), best), rounds, tries)
+    return Stretch(jnp.where(tries, at_best, best), rounds, tries)
 
   def after(
     self, lengths: Sequence[int], stretch: Stretch, by_accepted: Int[Array, " A"]
