@@ -1,6 +1,6 @@
 """Decoding speed by context, batch size and selector, beside what was to be expected.
 
-    python -m experiments.tables throughput --measure     # about 7 minutes on 2 quiet cores
+    python -m experiments.tables throughput --measure     # about 8 minutes on 2 quiet cores
 
 A process for each context and batch size; in it the methods take turns over the same prompts
 (`experiments.throughput`). All selectors, and the phases of a round, are timed at 16,384 tokens,
