@@ -6,8 +6,9 @@
     editing       a passage, other text, and the beginning of the passage again, edited (names
                   changed, pieces lost): goes on by repeating what stands far back, as editing
                   code does
-    recall        a random name, 1,500 bytes of text behind its beginning the first 8 of its bytes
-                  again: goes on with the rest of the name, which nothing nearby predicts
+    recall        a random name and, 1,500 bytes after it began, its first 8 bytes again: goes on
+                  with the rest of the name, which nothing nearby predicts (--kinds=recall
+                  --answer_bytes=24: the kept model knows names of 32 bytes)
 
 Each file `<kind>-<length>.jsonl` holds one object a line: `prompt`; `answer`, what really follows
 there; `kind`; `distance`, the bytes from the beginning of what is repeated back to that of its
@@ -35,6 +36,7 @@ _positive = functools.partial(flags.DEFINE_integer, lower_bound=1)
 
 flags.DEFINE_string("data", "stdlib", "Text whose held-out part the prompts are of.")
 flags.DEFINE_list("lengths", "2048,4096,8192,16384,32768", "Bytes of the prompts.")
+flags.DEFINE_list("kinds", "continuation,editing", "Of the prompts.")
 _positive("count", 4, "Prompts of each kind and length.")
 _positive("answer_bytes", 256, "Bytes of each answer.")
 
@@ -71,11 +73,14 @@ def check() -> Plan:
     lengths = []
   if not lengths or min(lengths) < 1:
     raise ValueError("--lengths must be whole numbers of at least 1, with commas.")
+  for kind in FLAGS.kinds:
+    if kind not in KINDS:
+      raise ValueError(f"--kinds: {kind!r} is none of {', '.join(KINDS)}.")
   made = {
     f"{kind}-{length}.jsonl": make(
       corpus, kind, length, FLAGS.count, FLAGS.answer_bytes, FLAGS.seed
     )
-    for kind in KINDS
+    for kind in FLAGS.kinds
     for length in lengths
   }
   return Plan(made, workdir)

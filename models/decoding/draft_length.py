@@ -108,21 +108,23 @@ class Stretch(NamedTuple):
     index: the length's, among the draft lengths.
     rounds: how many; never less than one.
     tries: whether it drafts against what is expected, to see whether drafts still fail.
+    even: tokens that a sequence's round is to yield, to be as fast as autoregressive decoding.
   """
 
   index: Int[Array, ""]
   rounds: Int[Array, ""]
   tries: Bool[Array, ""]
+  even: Float[Array, ""]
 
 
 class Chooser(NamedTuple):
   """Chooses stretch after stretch, and falls back to autoregressive decoding where drafts lose.
 
   From there it tries again, with an open mind and the length that would pay most if all its drafts
-  stood: after 16 rounds, and twice as many behind each try that fails. So what trying costs
-  vanishes in a long text, and a text whose character changes (it begins to repeat what stands far
-  back) is noticed. Where not even drafts that all stand would pay, below the break-even, nothing is
-  tried.
+  stood: after 16 rounds, twice as many behind each try, and half as many behind each other stretch
+  that wins. So what trying costs vanishes in a long text, and a text whose character changes (it
+  begins to repeat what stands far back) is noticed. Where not even drafts that all stand would pay,
+  below the break-even, nothing is tried.
 
   Attributes:
     seen: since the last try began.
@@ -160,7 +162,8 @@ class Chooser(NamedTuple):
     drafting = jnp.clip(wanted // (jnp.array(lengths)[best] + 1), 1, few)
     waiting = jnp.where(could_pay, self.wait - self.waited, _FIRST_WAIT)
     rounds = jnp.where(tries, 1, jnp.where(best > 0, drafting, waiting))
-    return Stretch(jnp.where(tries, at_best, best), rounds, tries)
+    index = jnp.where(tries, at_best, best)
+    return Stretch(index, rounds, tries, seconds[index] / seconds[0])
 
   def after(
     self, lengths: Sequence[int], stretch: Stretch, by_accepted: Int[Array, " A"]
@@ -169,8 +172,10 @@ class Chooser(NamedTuple):
     drafted, tried = stretch.index > 0, stretch.tries
     old = Seen(*(jnp.where(tried, 0, x) for x in self.seen))  # a try is judged by itself
     new = old.after(jnp.array(lengths)[stretch.index], by_accepted)
+    yielded = by_accepted @ jnp.arange(1, len(by_accepted) + 1)
+    won = yielded > stretch.even * by_accepted.sum()
     longer = jnp.minimum(2 * self.wait, _LONGEST_WAIT)
-    shorter = jnp.maximum(self.wait // 2, _FIRST_WAIT)
+    shorter = jnp.where(won, jnp.maximum(self.wait // 2, _FIRST_WAIT), self.wait)
     return Chooser(
       Seen(*(jnp.where(drafted, a, b) for a, b in zip(new, self.seen, strict=True))),
       jnp.where(drafted, 0, self.waited + stretch.rounds),

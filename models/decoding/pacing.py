@@ -4,7 +4,7 @@ One compiled program has the rounds of every draft length, over one state. Stret
 looks at what was accepted and chooses the next one's length (`draft_length.py`, where the letters
 are too); what a round costs is measured before anything is decoded. The choice depends on tokens
 already emitted and on nothing yet to be drawn, so sampling keeps its distribution; but which of a
-seed's texts comes out depends on the costs that were measured.
+seed's texts comes out depends on the costs that were measured, and on texts before and beside it.
 """
 
 import functools
@@ -47,12 +47,12 @@ class Pace(NamedTuple):
     return Pace(Chooser.fresh(method.longest), jnp.array(False), tallies)
 
   def after(
-    self, method: Method, stretch: Stretch, resumed: Bool[Array, ""], by_accepted: Int[Array, " A"]
+    self, method: Method, stretch: Stretch, resuming: Bool[Array, ""], by_accepted: Int[Array, " A"]
   ) -> "Pace":
     """Behind a stretch of so many rounds, counted by accepted drafts."""
     return Pace(
       self.chooser.after(method.draft_lengths, stretch, by_accepted),
-      (stretch.index == 0) & ~resumed,
+      (stretch.index == 0) & ~resuming,
       self.tallies.at[stretch.index].add(by_accepted),
     )
 
@@ -114,7 +114,7 @@ def _choose(
   remaining = jnp.where(hungry, wanted_tokens(method, state) - state.emitted, 0)
   stretch = pace.chooser.choose(method.draft_lengths, seconds.at(context), remaining)
   resuming = pace.unseen & (stretch.index > 0)
-  one = Stretch(jnp.int32(0), jnp.int32(1), jnp.array(False))
+  one = Stretch(jnp.int32(0), jnp.int32(1), jnp.array(False), jnp.float32(1))
   stretch = Stretch(*(jnp.where(resuming, a, b) for a, b in zip(one, stretch, strict=True)))
   return stretch, resuming
 
@@ -209,7 +209,7 @@ def time_rounds(
     least = [float("inf")] * len(method.draft_lengths)
     for _ in range(_REPEATS):
       for index, length in enumerate(method.draft_lengths):
-        state, taken = timed(state, index, max(2, _ROWS // (length + 1)))
+        state, taken = timed(state, index, max(4, _ROWS // (length + 1)))
         least[index] = min(least[index], taken)
     del state
     found.append(least)

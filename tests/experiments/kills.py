@@ -56,11 +56,17 @@ def arm(kind: str, nth: int, delay: float, signals: list[int], stamp: str) -> No
   def send() -> None:
     time.sleep(delay)
     going.clear()  # no further step before the last signal: the run might end between two
-    for number in signals:
-      pathlib.Path(stamp).write_text(str(time.time()))
-      os.kill(os.getpid(), number)
-      time.sleep(0.05 * (number != signals[-1]))
-    going.set()
+    try:
+      for number in signals[:-1]:
+        kill(number)
+        time.sleep(0.05)
+      kill(signals[-1])
+    finally:
+      going.set()
+
+  def kill(number: int) -> None:
+    pathlib.Path(stamp).write_text(str(time.time()))
+    os.kill(os.getpid(), number)
 
   def watch(owner, name: str, what) -> None:
     real = getattr(owner, name)

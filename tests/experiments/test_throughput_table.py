@@ -21,11 +21,11 @@ def _cell():
   phases = {"select": 1.0, "gather": 2.0, "draft": 3.0, "verify": 13.0, "score": 1.0, "round": 21.0}
   methods = {
     "autoregressive": _own([9.0, 9.0, 9.0], 1.0),
+    "specattn": _own([7.0, 7.0, 7.0], 1.3),
     "specattn,page_size=16": _own([3.0, 4.5, 3.0], 3.0, 3.2, **phases),
     "window": _own([6.0, 4.5, 4.5], 2.0),
     "quest,draft_length=4": _own([4.0, 5.0, 9.0], 1.8),
     "pillar": _own([1.0, 1.0, 1.0], 9.0),
-    "specattn": _own([7.0, 7.0, 7.0], 1.3),
   }
   return {"kind": "editing", "length": 16_384, "batch_size": 1, "methods": methods}
 
@@ -42,6 +42,19 @@ def test_shares_are_of_the_phases_without_the_round():
   cells = dict(zip(throughput._COLUMNS, row, strict=True))
   assert cells["verify"] == "65.0%" and cells["score, select"] == "10.0%"
   assert cells["round over its phases"] == "1.05×" and cells["of that"] == "0.938"
+
+
+def test_each_kind_of_prompts_is_told_with_its_own_tokens(monkeypatch, tmp_path):
+  recall = _cell() | {"kind": "recall", "new_tokens": 24}
+  notes = " ".join(throughput._notes([_cell() | {"new_tokens": 192}, recall]))
+  assert "kind editing, 192 new tokens" in notes and "kind recall, 24 new tokens" in notes
+  planned = {}
+  monkeypatch.setattr(throughput.runs, "measure", lambda folder, todo, rounds: planned.update(todo))
+  throughput.measure(tmp_path, quick=False)
+  last = dict(flag.removeprefix("--").split("=", 1) for flag in planned["recall"].flags[:2])
+  assert last == {"length": "16384", "batch_size": "4"}
+  assert {"--kind=recall", "--new_tokens=24", "--nophases"} <= {*planned["recall"].flags}
+  assert len(planned) == 9 and not any("--kind=" in f for f in planned["16384x1"].flags)
 
 
 def test_nothing_measured(tmp_path):

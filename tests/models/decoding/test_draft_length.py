@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.decoding.draft_length import Chooser, RoundSeconds, Seen, Stretch, expected_tokens
+from models.decoding.draft_length import Chooser, RoundSeconds, Seen, expected_tokens
 
 
 def listed(chances, wanted):
@@ -32,7 +32,9 @@ after = functools.partial(jax.jit, static_argnames="lengths")(Chooser.after)
 def chosen(seconds, remaining, chooser):
   """Draft length and rounds of a stretch; `seconds` by draft length."""
   stretch = stretch_of(seconds, remaining, chooser)
-  return [*seconds][int(stretch.index)], int(stretch.rounds)
+  length = [*seconds][int(stretch.index)]
+  assert stretch.even == pytest.approx(seconds[length] / seconds[0])
+  return length, int(stretch.rounds)
 
 
 def stretch_of(seconds, remaining, chooser):
@@ -112,13 +114,24 @@ def simulate(seconds, alpha, wanted, seed=1):
       counts[accepted] += 1
       emitted, rounds = emitted + accepted + 1, rounds + 1
       spent += seconds[length]
-    ran = Stretch(stretch.index, rounds, stretch.tries)
+    ran = stretch._replace(rounds=rounds)
     chooser = after(chooser, tuple(seconds), ran, np.array(counts))
     used.append((length, rounds))
   return spent / emitted, used
 
 
 SECONDS = {0: 1.0, **{g: 1.3 + 0.25 * g for g in (1, 2, 4, 6, 8, 12)}}
+
+
+CHEAP = {0: 1.0, **{g: 1.1 + 0.1 * g for g in (1, 2, 4, 6, 8, 12)}}
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.1])
+def test_tries_grow_rare_where_drafts_are_cheap_too(alpha):
+  """There a failed try is followed by stretches that are none, and fail as well."""
+  spent, used = simulate(CHEAP, lambda _: alpha, 3000)
+  assert max(rounds for length, rounds in used if not length) >= 256
+  assert spent < 1.05
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.3, 0.6, 0.8, 0.95])

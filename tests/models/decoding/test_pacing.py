@@ -80,6 +80,7 @@ def test_a_queue_of_several_lengths_gives_each_prompt_s_own_text(tiny, ragged, r
     now = emission.tokens[emission.begin :]
     assert len(emission.drafts) in LENGTHS
     assert now[: emission.accepted] == emission.drafts[: len(now)][: emission.accepted]
+    assert emission.acceptances is not None or len(now) == emission.accepted + 1
   assert texts == expected
   assert len(batch.pacer.tallies) > 1, "the length changed on the way"
 
