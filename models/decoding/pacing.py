@@ -238,9 +238,7 @@ def _timed(
   jax.block_until_ready(seconds)
   clock = time.perf_counter()
   state, *_ = jax.block_until_ready(
-    advance_choosing(
-      *(model, parameters, method, state), *(pace, seconds, jnp.int32(rounds), unwatched)
-    )
+    advance_choosing(model, parameters, method, state, pace, seconds, jnp.int32(rounds), unwatched)
   )
   taken = time.perf_counter() - clock
   done = int(np.asarray(state.acceptances).sum(axis=1).max())

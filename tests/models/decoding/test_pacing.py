@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from models.decoding import pacing
 from models.decoding.continuous import ContinuousBatch
 from models.decoding.draft_length import RoundSeconds
-from models.decoding.generate import Generator, sequence_keys
+from models.decoding.generate import Generator, pad, sequence_keys
 from models.decoding.loop import start
 from models.decoding.method import Method
 from models.decoding.pacing import Pacer
@@ -95,6 +96,35 @@ def test_rounds_are_timed_for_every_length(tiny):
   _, low, high = batch.pacer.seconds
   assert len(low) == len(high) == len(LENGTHS)
   assert all(0 < t < 10 for t in (*low, *high))
+
+
+@pytest.mark.parametrize("index", range(len(LENGTHS)))
+def test_what_is_timed_are_rounds_of_the_length_asked_for(index, tiny, ragged, prefilled):
+  """Everything is selected, so that as many drafts stand as there are."""
+  model, parameters = tiny("llama")
+  method = Method(make_selector("specattn", Budget.parse("1.0")), 3, draft_lengths=LENGTHS)
+  cache, batch = prefilled(model, parameters, ragged(1))
+  keys, ends = sequence_keys(jax.random.key(0), 1), batch.ends(method.prompt_rows)
+  state = start(model, parameters, method, cache, ends, keys, wanted=WANTED)
+  state, _ = pacing._timed(model, parameters, method, 60, state, index, 5)
+  assert state.acceptances.tolist() == [[5 * (a == LENGTHS[index]) for a in range(4)]]
+
+
+def test_costs_are_those_of_the_texts_that_go_on(tiny):
+  """At few tokens drafts are dear, at many cheap; the short text has ended."""
+  model, parameters = tiny("llama")
+  method = Method(make_selector("specattn", BUDGET), 3, draft_lengths=LENGTHS)
+  generator = Generator(model, parameters, method)
+  state = generator.start(
+    pad([[1], [2]]), generator.empty_cache(2, 512), sequence_keys(jax.random.key(0), 2), 8
+  )
+  state = state._replace(cache=state.cache.with_lengths(jnp.array([8, 200])))
+  low, high = jnp.array([1.0, 9.0, 9.0]), jnp.array([1.0, 1.1, 1.2])
+  seconds = RoundSeconds(jnp.array([8.0, 200.0]), low, high)
+  for ended, index in (([True, False], 2), ([False, True], 0)):
+    now = state._replace(ended=jnp.array(ended))
+    stretch, _ = pacing._choose(method, now, pacing.Pace.fresh(method), seconds)
+    assert stretch.index == index
 
 
 def test_costs_are_for_a_method_that_chooses(tiny):
