@@ -11,12 +11,14 @@ import functools
 import hashlib
 import os
 import sysconfig
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 _NOT_STDLIB = {"site-packages", "dist-packages", "lib-dynload", "test", "tests", "idle_test"}
 _GENERATED = {"encodings", "pydoc_data"}
+_CHUNK = 2**18  # tokens that are counted at one time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,22 +148,38 @@ def bigram_bits(corpus: Corpus) -> float:
   P(next | last) = (count(last, next) + w p(next)) / (count(last) + w), w = vocabulary / 16, where p
   is the unigram distribution, itself add-one smoothed. A little better than add-one counts.
   """
-  vocabulary, train, heldout = corpus.vocabulary, corpus.train, corpus.heldout
-  counts = np.bincount(train, minlength=vocabulary)
-  unigram = (counts + 1) / (len(train) + vocabulary)
-  pairs, pair_counts = np.unique(_pairs(train, vocabulary), return_counts=True)
-  asked, uses = np.unique(_pairs(heldout, vocabulary), return_counts=True)
-  place = np.minimum(np.searchsorted(pairs, asked), len(pairs) - 1)
-  seen = np.where(pairs[place] == asked, pair_counts[place], 0)
+  vocabulary = corpus.vocabulary
+  asked, uses = _distinct(_pairs(corpus.heldout, vocabulary))
+  counts, seen = np.zeros(vocabulary, np.int64), np.zeros(len(asked), np.int64)
+  for pairs in _pairs(corpus.train, vocabulary):  # of the training text only what is asked for
+    counts += np.bincount(pairs // vocabulary, minlength=vocabulary)
+    place = np.minimum(np.searchsorted(asked, pairs), len(asked) - 1)
+    seen += np.bincount(place[asked[place] == pairs], minlength=len(asked))
+  counts[corpus.train[-1]] += 1  # which is in no pair the first
+  unigram = (counts + 1) / (len(corpus.train) + vocabulary)
   last, following = np.divmod(asked, vocabulary)
   weight = vocabulary / 16
   probability = (seen + weight * unigram[following]) / (counts[last] + weight)
   return float(-(uses * np.log2(probability)).sum() / uses.sum())
 
 
-def _pairs(tokens: np.ndarray, vocabulary: int) -> np.ndarray:
-  wide = tokens.astype(np.int64)
-  return wide[:-1] * vocabulary + wide[1:]
+def _distinct(chunks: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+  """The distinct numbers of all chunks, ascending, and how often each is there."""
+  values, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
+  for chunk in chunks:
+    new, more = np.unique(chunk, return_counts=True)
+    values, place = np.unique(np.concatenate([values, new]), return_inverse=True)
+    every = np.concatenate([counts, more])
+    counts = np.zeros(len(values), np.int64)
+    np.add.at(counts, place, every)
+  return values, counts
+
+
+def _pairs(tokens: np.ndarray, vocabulary: int) -> Iterator[np.ndarray]:
+  """Each token with the next, as one number, in chunks: tokens may be more than memory holds."""
+  for start in range(0, len(tokens) - 1, _CHUNK):
+    wide = tokens[start : start + _CHUNK + 1].astype(np.int64)
+    yield wide[:-1] * vocabulary + wide[1:]
 
 
 def _python_files(root: Path) -> list[Path]:

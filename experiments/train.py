@@ -21,7 +21,7 @@ from experiments.train_check import Plan, check, place_beside
 from experiments.train_run import Run
 from models.weights import checkpoint
 from offload.block_files import sync_folders, sync_tree
-from offload.buffers import recycle_freed
+from offload.buffers import give_back, recycle_freed
 from offload.programs import Programs
 from offload.store import Store
 from offload.streamer import Streamer
@@ -58,6 +58,7 @@ def _train(plan: Plan, run: Run, device_bytes: int) -> dict[str, Any]:
   profile = run.streamer.probe()
   cpu_seconds, before = time.process_time(), machine.block_io()
   result = run.train()
+  give_back()
   cpu_seconds = time.process_time() - cpu_seconds
   block_io = {link: count - before[link] for link, count in machine.block_io().items()}
   bits = _heldout_bits(plan, run.streamer)

@@ -1,16 +1,20 @@
 """What a run keeps on SSD: which arrays hold an object, and their reading and writing."""
 
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
-from offload.buffers import aligned
+from offload.buffers import Arena, aligned
 from offload.cuts import Cuts, Run
 from offload.generations import Generations
 from offload.snapshot import Record
 from schedules.pools import CUT
 from schedules.steps import Access, Kind, Object, Slice, Tier
+
+Make = Callable[[tuple[int, ...], Any], np.ndarray]  # an aligned array of a shape and dtype
 
 
 class HostSpecs:
@@ -25,15 +29,15 @@ class HostSpecs:
     self._rows[Kind.STATES] = (len(states),)
     self._dtypes = {Kind.PARAMETERS: np.dtype(parameter_dtype)}
 
-  def buffer(self, kind: Kind, home: Tier | None = None) -> np.ndarray:
+  def buffer(self, kind: Kind, home: Tier | None, make: Make = aligned) -> np.ndarray:
     """A new buffer for the slices of a kind that have a home there, or for what is not cut."""
     if kind not in CUT:
-      return aligned(self._boundary.shape, self._boundary.dtype)
-    return self.vector(kind, self.cuts.length(kind, home))
+      return make(self._boundary.shape, self._boundary.dtype)
+    return self.vector(kind, self.cuts.length(kind, home), make)
 
-  def vector(self, kind: Kind, elements: int) -> np.ndarray:
+  def vector(self, kind: Kind, elements: int, make: Make = aligned) -> np.ndarray:
     """A new flat vector, or several stacked ones, for a kind that is cut."""
-    return aligned((*self._rows[kind], elements), self._dtypes.get(kind, np.dtype(np.float32)))
+    return make((*self._rows[kind], elements), self._dtypes.get(kind, np.dtype(np.float32)))
 
 
 class Arrays:
@@ -84,15 +88,17 @@ class HostSlots:
   """One aligned array for each (kind, slot), made at its first use and then reused for good."""
 
   def __init__(self, specs: HostSpecs):
-    self._specs = specs
+    self._specs, self._arena = specs, Arena()
+    self._making = threading.Lock()
     self._arrays: dict[tuple[Kind, int | None], np.ndarray] = {}
 
   def __getitem__(self, access: Access) -> np.ndarray:
     key = (access.object.kind, access.slot)
-    if key not in self._arrays:  # two queues may come at once, for different slices
-      new = self._specs.buffer(access.object.kind, access.slices[0].home)
-      self._arrays.setdefault(key, new)
-    return self._arrays[key]
+    with self._making:  # two queues may come at once, for different slices
+      if key not in self._arrays:
+        kind, home = access.object.kind, access.slices[0].home
+        self._arrays[key] = self._specs.buffer(kind, home, self._arena.array)
+      return self._arrays[key]
 
   def runs(self, accesses: tuple[Access, ...]) -> list[Run]:
     """What accesses hold of one unit's vector, or of its stacked ones."""

@@ -1,22 +1,72 @@
-"""Aligned host memory."""
+"""Host memory: aligned arrays, and what the C library does with freed memory."""
 
+import contextlib
 import ctypes
 import math
 import mmap
+import time
 from typing import Any
 
 import numpy as np
+
+_HUGE = 2 * 2**20  # bytes of a huge page, on x86-64 and with 64-bit ARM's usual pages
 
 # Of mallopt (glibc's malloc.h); sizes are C's int.
 _M_ARENA_MAX, _M_MMAP_MAX, _M_TRIM_THRESHOLD, _NEVER = -8, -4, -1, 2**31 - 1
 
 
 def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-  """An array of zeros on a page of its own: fit for direct I/O and for copies without staging."""
-  dtype = np.dtype(dtype)
-  count = math.prod(shape)
-  memory = mmap.mmap(-1, max(1, count * dtype.itemsize))
-  return np.frombuffer(memory, dtype, count).reshape(shape)
+  """An array of zeros on a page of its own: fit for direct I/O and for copies without staging.
+
+  Of huge pages where the system offers them, but for what does not fill one at the end.
+  """
+  return Arena(chunk=1).array(shape, dtype)
+
+
+class Arena:
+  """Makes aligned arrays in a few mappings, so that all but little of them is of huge pages.
+
+  Direct I/O pins memory, and describes it to the disk, page by page: with huge pages it takes a
+  quarter of the processor's time, and the disk gives half as much again (measured on 2 cores of a
+  virtual machine, arrays of 12 MB). A mapping lives as long as one of its arrays, so those of an
+  arena should have one lifetime. What is not touched takes no memory.
+  """
+
+  def __init__(self, chunk: int = 64 * 2**20):
+    self._chunk = chunk
+    self._rooms: list[np.ndarray] = []  # what is left of each mapping
+
+  def array(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An array of zeros on pages of its own."""
+    dtype = np.dtype(dtype)
+    size = math.prod(shape) * dtype.itemsize
+    pages = max(1, -(-size // mmap.PAGESIZE)) * mmap.PAGESIZE
+    i = next((i for i, room in enumerate(self._rooms) if room.size >= pages), len(self._rooms))
+    if i == len(self._rooms):
+      self._rooms.append(_mapping(max(pages, self._chunk)))
+    room = self._rooms[i]
+    self._rooms[i] = room[pages:]
+    return room[:size].view(dtype).reshape(shape)
+
+
+def _mapping(size: int) -> np.ndarray:
+  """Zeros, bytes; as many of them as fill huge pages are of those."""
+  huge = size // _HUGE * _HUGE
+  memory = mmap.mmap(-1, size + _HUGE * (huge > 0), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+  octets = np.frombuffer(memory, np.uint8)
+  start = -octets.ctypes.data % _HUGE if huge else 0
+  # A process that is forked must not share these: whoever writes first would get another page, and
+  # a read from the disk that is under way would go to the old one.
+  _advise(memory, "MADV_DONTFORK", 0, len(memory))
+  _advise(memory, "MADV_HUGEPAGE", start, huge)
+  return octets[start : start + size]
+
+
+def _advise(memory: mmap.mmap, advice: str, start: int, length: int) -> None:
+  """Where the system knows the advice; a kernel that was built without it refuses."""
+  if length and hasattr(mmap, advice):
+    with contextlib.suppress(OSError):
+      memory.madvise(getattr(mmap, advice), start, length)
 
 
 def recycle_freed() -> None:
@@ -36,8 +86,22 @@ def recycle_freed() -> None:
 def give_back() -> None:
   """Returns freed memory to the system, where the C library offers it (glibc's does).
 
-  Its arenas keep what many threads have freed: hundreds of megabytes after a few large units.
+  Its arenas keep what many threads have freed: hundreds of megabytes after a few large units. It
+  takes some milliseconds for a hundred, and pages that are needed again are faulted in anew.
   """
   trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
   if trim is not None:
     trim(0)
+
+
+class GiveBackSeldom:
+  """`give_back` now and then: blocks of many sizes, allocated and freed in turn, leave holes that
+  fill a third of a training run's heap."""
+
+  def __init__(self, seconds: float = 1.0):
+    self._seconds, self._last = seconds, time.monotonic()
+
+  def __call__(self) -> None:
+    if time.monotonic() - self._last >= self._seconds:
+      give_back()
+      self._last = time.monotonic()

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from offload.arrays import HostSpecs
+from offload.buffers import Arena
 from offload.executor import Executor
 from offload.layout import Layout
 from offload.programs import Programs, Where
@@ -64,7 +65,8 @@ def probe(
   What it writes to SSD are arrays of its own, which it removes. `iteration` is the one to come.
   """
   kinds = (Kind.PARAMETERS, Kind.STATES, Kind.GRADIENTS)
-  vectors = {kind: [specs.vector(kind, layout.elements) for _ in range(_TURNS)] for kind in kinds}
+  make = Arena().array  # as a run's buffers are
+  vectors = {k: [specs.vector(k, layout.elements, make) for _ in range(_TURNS)] for k in kinds}
   for states in vectors[Kind.STATES]:
     states.fill(1e-3)
   views = [layout.views(vector) for vector in vectors[Kind.PARAMETERS]]
@@ -78,7 +80,7 @@ def probe(
   }
   rates = {queue: size / costs[queue].seconds for queue, size in sizes.items()}
   latencies = dict.fromkeys(Queue, _step_seconds())
-  disk = _Disk(store, vectors, specs.buffer(Kind.BOUNDARY))
+  disk = _Disk(store, vectors, specs.buffer(Kind.BOUNDARY, None, make))
   for queue, (seconds, rate) in disk.latencies_and_rates.items():
     latencies[queue] += seconds
     rates[queue] = rate

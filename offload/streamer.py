@@ -10,7 +10,7 @@ import numpy as np
 
 from offload import snapshot
 from offload.actions import Actions
-from offload.buffers import give_back
+from offload.buffers import GiveBackSeldom, give_back
 from offload.device_slots import DeviceSlots
 from offload.ending import Ending
 from offload.executor import Executor
@@ -143,12 +143,14 @@ class Streamer:
     ending = Ending(first, count, stop)
     actions = self._actions(lambda i: i >= ending.last and (commits or stop()))
     known, ends = [], [time.perf_counter()]
+    tidy = GiveBackSeldom()
 
     def done(step: Step) -> None:
       if step.computation is not None and step.computation.unit == RESIDENT_UNIT:
         ends.append(time.perf_counter())
         known.append(self._known(step.iteration, actions.passes.loss(step.iteration)))
         on_iteration(known[-1])
+        tidy()
 
     self._in_step = True
     executor = Executor(actions.perform, overlap=s.overlap)

@@ -142,8 +142,10 @@ def test_prompts_come_from_single_files_where_files_are_long_enough(folder):
     corpus.heldout_prompts(1, 10**6, seed=0)
 
 
-def test_bigram_bits_by_hand():
-  """Against the formula written out pair by pair, on text with unseen pairs."""
+@pytest.mark.parametrize("chunk", [1, 2, 3, 100])
+def test_bigram_bits_by_hand(chunk, monkeypatch):
+  """Against the formula written out pair by pair, on text with unseen pairs, counted in pieces."""
+  monkeypatch.setattr(data, "_CHUNK", chunk)
   train, heldout, vocabulary = [0, 1, 0, 1, 2, 0, 1], [1, 0, 2, 2, 1], 3
   corpus = data.Corpus("x", np.array(train), np.array(heldout), vocabulary, ())
   weight, bits = vocabulary / 16, 0.0

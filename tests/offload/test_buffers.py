@@ -1,9 +1,15 @@
-"""What is freed is kept for the next allocation, where the C library can."""
+"""Aligned arrays, and what becomes of freed memory."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
+
+from offload import buffers
+from offload.buffers import Arena, GiveBackSeldom, aligned
 
 _FAULTS = """
 import resource, sys
@@ -34,3 +40,77 @@ def test_large_blocks_come_back_without_page_faults():
   if faults("plain") <= 4 * 1000:
     pytest.skip("nothing to win on this machine")
   assert faults("recycled") < 100
+
+
+MIB = 2**20
+SIZES = (1, 4_096, 5_000, 3 * MIB + 8, MIB, 7 * MIB, 2 * MIB, 12)  # bytes
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+def _arena(sizes):
+  make = Arena(chunk=8 * MIB).array
+  return [make((size,), np.uint8) for size in sizes]
+
+
+def _alone(sizes):
+  return [aligned((size,), np.uint8) for size in sizes]
+
+
+@pytest.mark.parametrize("make", [_arena, _alone])
+def test_arrays_are_zeros_on_pages_of_their_own(make):
+  arrays = make(SIZES)
+  for i, array in enumerate(arrays):
+    assert array.shape == (SIZES[i],) and not array.any()
+    assert array.ctypes.data % 4096 == 0
+    array[:] = i + 1
+  assert [set(np.unique(array)) for array in arrays] == [{i + 1} for i in range(len(SIZES))]
+
+
+def test_an_arena_fills_its_mappings_before_it_takes_more():
+  starts = [array.ctypes.data for array in _arena([4 * MIB, 3 * MIB, MIB, 2 * MIB, 7 * MIB])]
+  assert starts[:3] == [starts[0], starts[0] + 4 * MIB, starts[0] + 7 * MIB]
+  assert abs(starts[3] - starts[0]) >= 8 * MIB, "there was no room left"
+  assert abs(starts[4] - starts[3]) >= 7 * MIB
+
+
+def test_shape_and_dtype():
+  array = Arena().array((3, 5), np.float32)
+  array[1] = 2.5
+  assert array.dtype == np.float32 and array.sum() == 12.5 and array.base is not None
+
+
+@linux
+def test_large_arrays_are_of_huge_pages_and_take_no_more_memory_than_they_have():
+  """By what the system says of the mapping: hg, huge pages are wanted; dc, no copy in a fork."""
+  if not Path("/sys/kernel/mm/transparent_hugepage/enabled").exists():
+    pytest.skip("no huge pages in this kernel")
+  before = _resident()
+  array = aligned((5 * MIB + 1,), np.uint8)
+  array[:] = 1
+  assert _resident() - before < 5.25 * MIB
+  first = array.ctypes.data
+  assert {"hg", "dc"} <= _flags_at(first) and "hg" in _flags_at(first + 4 * MIB - 1)
+  assert "dc" in _flags_at(first + 5 * MIB) and "hg" not in _flags_at(first + 5 * MIB)
+
+
+def _resident() -> int:
+  return int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+
+def _flags_at(address: int) -> set[str]:
+  """Of the mapping that holds an address."""
+  text = Path("/proc/self/smaps").read_text()
+  for start, stop, flags in re.findall(r"^(\w+)-(\w+) [^V]*(?:\n.*)*?^VmFlags: (.*)$", text, re.M):
+    if int(start, 16) <= address < int(stop, 16):
+      return set(flags.split())
+  raise AssertionError("no mapping")
+
+
+def test_memory_is_given_back_seldom(monkeypatch):
+  now, given = [0.0], []
+  monkeypatch.setattr(buffers.time, "monotonic", lambda: now[0])
+  monkeypatch.setattr(buffers, "give_back", lambda: given.append(now[0]))
+  tidy = GiveBackSeldom(seconds=1.0)
+  for now[0] in (0.5, 1.0, 1.5, 1.9, 2.25, 9.0):
+    tidy()
+  assert given == [1.0, 2.25, 9.0]
