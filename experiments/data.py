@@ -147,15 +147,20 @@ def bigram_bits(corpus: Corpus) -> float:
 
   P(next | last) = (count(last, next) + w p(next)) / (count(last) + w), w = vocabulary / 16, where p
   is the unigram distribution, itself add-one smoothed. A little better than add-one counts.
+
+  Raises:
+    ValueError: there are fewer than two held-out tokens.
   """
   vocabulary = corpus.vocabulary
-  asked, uses = _distinct(_pairs(corpus.heldout, vocabulary))
+  if len(corpus.heldout) < 2:
+    raise ValueError(f"{corpus.name}: {len(corpus.heldout)} held-out tokens hold no pair.")
+  asked, uses = _counted(_pairs(corpus.heldout, vocabulary))
   counts, seen = np.zeros(vocabulary, np.int64), np.zeros(len(asked), np.int64)
   for pairs in _pairs(corpus.train, vocabulary):  # of the training text only what is asked for
     counts += np.bincount(pairs // vocabulary, minlength=vocabulary)
     place = np.minimum(np.searchsorted(asked, pairs), len(asked) - 1)
     seen += np.bincount(place[asked[place] == pairs], minlength=len(asked))
-  counts[corpus.train[-1]] += 1  # which is in no pair the first
+  counts[corpus.train[-1]] += 1  # the last token begins no pair
   unigram = (counts + 1) / (len(corpus.train) + vocabulary)
   last, following = np.divmod(asked, vocabulary)
   weight = vocabulary / 16
@@ -163,15 +168,26 @@ def bigram_bits(corpus: Corpus) -> float:
   return float(-(uses * np.log2(probability)).sum() / uses.sum())
 
 
-def _distinct(chunks: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _counted(chunks: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
   """The distinct numbers of all chunks, ascending, and how often each is there."""
   values, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
-  for chunk in chunks:
-    new, more = np.unique(chunk, return_counts=True)
+  waiting: list[np.ndarray] = []
+
+  def merge() -> None:
+    nonlocal values, counts
+    new, more = np.unique(np.concatenate(waiting), return_counts=True)
     values, place = np.unique(np.concatenate([values, new]), return_inverse=True)
     every = np.concatenate([counts, more])
     counts = np.zeros(len(values), np.int64)
     np.add.at(counts, place, every)
+    waiting.clear()
+
+  for chunk in chunks:
+    waiting.append(chunk)
+    if sum(map(len, waiting)) >= len(values):  # seldom enough that merging takes little
+      merge()
+  if waiting:
+    merge()
   return values, counts
 
 

@@ -58,9 +58,9 @@ def _train(plan: Plan, run: Run, device_bytes: int) -> dict[str, Any]:
   profile = run.streamer.probe()
   cpu_seconds, before = time.process_time(), machine.block_io()
   result = run.train()
-  give_back()
   cpu_seconds = time.process_time() - cpu_seconds
   block_io = {link: count - before[link] for link, count in machine.block_io().items()}
+  give_back()  # what follows must not come on top of what training has freed
   bits = _heldout_bits(plan, run.streamer)
   if FLAGS.save_model:
     _save(plan, run.streamer)

@@ -29,7 +29,7 @@ class HostSpecs:
     self._rows[Kind.STATES] = (len(states),)
     self._dtypes = {Kind.PARAMETERS: np.dtype(parameter_dtype)}
 
-  def buffer(self, kind: Kind, home: Tier | None, make: Make = aligned) -> np.ndarray:
+  def buffer(self, kind: Kind, home: Tier | None, make: Make) -> np.ndarray:
     """A new buffer for the slices of a kind that have a home there, or for what is not cut."""
     if kind not in CUT:
       return make(self._boundary.shape, self._boundary.dtype)

@@ -66,7 +66,8 @@ def probe(
   """
   kinds = (Kind.PARAMETERS, Kind.STATES, Kind.GRADIENTS)
   make = Arena().array  # as a run's buffers are
-  vectors = {k: [specs.vector(k, layout.elements, make) for _ in range(_TURNS)] for k in kinds}
+  some = lambda kind: [specs.vector(kind, layout.elements, make) for _ in range(_TURNS)]
+  vectors = {kind: some(kind) for kind in kinds}
   for states in vectors[Kind.STATES]:
     states.fill(1e-3)
   views = [layout.views(vector) for vector in vectors[Kind.PARAMETERS]]

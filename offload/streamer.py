@@ -104,6 +104,7 @@ class Streamer:
     )
     commits = snapshot.all_of(store.folder)
     self.iteration = commits[-1].iteration if commits else 0
+    self._tidy = GiveBackSeldom()
     self._in_step = False  # a run was left with some units updated and others not
     loss_scale = settings.loss_scale
     if commits:
@@ -143,14 +144,13 @@ class Streamer:
     ending = Ending(first, count, stop)
     actions = self._actions(lambda i: i >= ending.last and (commits or stop()))
     known, ends = [], [time.perf_counter()]
-    tidy = GiveBackSeldom()
 
     def done(step: Step) -> None:
       if step.computation is not None and step.computation.unit == RESIDENT_UNIT:
         ends.append(time.perf_counter())
         known.append(self._known(step.iteration, actions.passes.loss(step.iteration)))
         on_iteration(known[-1])
-        tidy()
+        self._tidy()
 
     self._in_step = True
     executor = Executor(actions.perform, overlap=s.overlap)

@@ -4,8 +4,7 @@
 
 Optimizer states are five times the host's budget. What the program itself takes (the interpreter,
 JAX, compiled programs, the text) is what the same program takes with a model of three units of
-width 32; on a CPU the device's buffers are in the resident set too, and with them holes of the C
-library's heap, for which a quarter of the device's budget is allowed.
+width 32.
 """
 
 from pathlib import Path
@@ -17,7 +16,6 @@ from experiments.tables.runs import Run
 from experiments.tables.table import NOT_MEASURED, Table, bytes_text
 
 QUICK = ("--model=bytes-13m", "--host_memory_budget=19MiB", "--device_memory_budget=40MiB")
-_HOLES = 4  # a share of the device's budget: blocks of many sizes are allocated and freed in turn
 _TINY = ("--model=bytes-tiny", "--host_memory_budget=1MiB", "--device_memory_budget=4MiB")
 
 
@@ -38,6 +36,19 @@ def budgets_of(run: Path) -> dict[str, int]:
   return {tier: program.size(given[f"{tier}_memory_budget"]) for tier in ("host", "device")}
 
 
+def allowed(budgets: dict[str, int], program_bytes: int, platform: str) -> dict[str, int]:
+  """What may be in the resident set, by what it is for, in bytes.
+
+  On a CPU the device's buffers are, and come and go on the C library's heap: a quarter of their
+  budget is allowed for the holes that blocks of many sizes leave there.
+  """
+  rows = {"budget, host": budgets["host"], "program itself": program_bytes}
+  if platform == "cpu":
+    device = budgets["device"]
+    rows |= {"budget, device": device, "allowed for the heap's holes": device // 4}
+  return rows
+
+
 def table(folder: Path) -> Table:
   """The table of the runs in `folder/memory`, if they are there."""
   found = {name: each[0] for name, each in runs.read(folder / "memory").items()}
@@ -46,24 +57,21 @@ def table(folder: Path) -> Table:
     "title": "Training: the resident set beside the budgets, from outside the process",
     "columns": ("what", "bytes"),
   }
-  names = ("optimizer states", "budget, host", "budget, device", "program itself", "heap's holes")
-  last = ("resident set, at most", "resident set, peak")
   if set(found) != {"tiny", "large"}:
-    blank = tuple((name, NOT_MEASURED) for name in (*names, *last))
+    blank = (("resident set, at most", NOT_MEASURED), ("resident set, peak", NOT_MEASURED))
     return Table(rows=blank, notes=("--measure makes the runs.",), **heading)
+  tiny, large = found["tiny"], found["large"]
   budgets = budgets_of(folder / "memory" / "large.0")
-  base = found["tiny"]["peak_resident_bytes"]
-  states = found["large"]["optimizer_state_bytes"]
-  holes = budgets["device"] // _HOLES
-  values = (states, budgets["host"], budgets["device"], base, holes)
-  peak = found["large"]["peak_resident_bytes"]
-  rows = zip((*names, *last), (*values, sum(values[1:]), peak), strict=True)
+  parts = allowed(budgets, tiny["peak_resident_bytes"], large["machine"]["platform"])
+  rows = {"optimizer states": large["optimizer_state_bytes"], **parts}
+  rows["resident set, at most"] = sum(parts.values())
+  rows["resident set, peak"] = large["peak_resident_bytes"]
   return Table(
-    rows=tuple((name, bytes_text(value)) for name, value in rows),
+    rows=tuple((name, bytes_text(value)) for name, value in rows.items()),
     notes=(
       "The system's VmHWM of each process; program itself: with a tiny model.",
       runs.settings_text(folder / "memory"),
     ),
-    machine=machine.sentence(found["large"]["machine"]),
+    machine=machine.sentence(large["machine"]),
     **heading,
   )

@@ -1,5 +1,6 @@
 """Data: a deterministic split by file, stateless batches, prompts, and the bigram's bits."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -146,14 +147,16 @@ def test_prompts_come_from_single_files_where_files_are_long_enough(folder):
 def test_bigram_bits_by_hand(chunk, monkeypatch):
   """Against the formula written out pair by pair, on text with unseen pairs, counted in pieces."""
   monkeypatch.setattr(data, "_CHUNK", chunk)
-  train, heldout, vocabulary = [0, 1, 0, 1, 2, 0, 1], [1, 0, 2, 2, 1], 3
+  train, heldout, vocabulary = [0, 1, 0, 1, 2, 0, 1], [0, 1, 0, 2, 2, 1, 2, 0, 1, 0], 3
   corpus = data.Corpus("x", np.array(train), np.array(heldout), vocabulary, ())
   weight, bits = vocabulary / 16, 0.0
   for last, following in itertools.pairwise(heldout):
     unigram = (train.count(following) + 1) / (len(train) + vocabulary)
     pair = sum(p == (last, following) for p in itertools.pairwise(train))
     bits -= np.log2((pair + weight * unigram) / (train.count(last) + weight))
-  assert data.bigram_bits(corpus) == pytest.approx(bits / 4)
+  assert data.bigram_bits(corpus) == pytest.approx(bits / (len(heldout) - 1))
+  with pytest.raises(ValueError, match="x: 1 held-out tokens hold no pair"):
+    data.bigram_bits(dataclasses.replace(corpus, heldout=np.array([1])))
 
 
 def test_bigram_bits_of_the_stdlib_lie_between_a_good_model_and_single_bytes(stdlib):
