@@ -1,7 +1,7 @@
 """Measures what a run's computations and transfers take on this machine.
 
-Each is timed by itself, on buffers taken in turn as a run takes them; then beside another, to see
-what they leave each other of the cores and of the disk.
+Each is timed by itself, with its data out of the processor's caches, as a run comes to it; then
+beside others, to see what they leave each other of the cores and of the disk.
 """
 
 import itertools
@@ -28,7 +28,8 @@ from schedules.simulate import Profile, Shared
 from schedules.steps import SSD_QUEUES, Kind, Queue, Step, update
 
 _REPEATS, _SECONDS = 15, 0.4  # of each thing: whichever ends first, but three at least
-_TURNS = 2  # buffers of each kind that a call takes in turn, and arrays on SSD
+_ARRAYS = 2  # on SSD, that calls take in turn
+_CACHE = 32 * 2**20  # bytes that a processor may cache of what a run has moved
 _STEPS = 400  # empty ones, to see what a step costs before it does anything
 _UNHINDERED = 0.95  # of its speed alone: two that keep so much of it did not compete
 Call = Callable[[], Any]
@@ -37,6 +38,25 @@ Call = Callable[[], Any]
 class _Cost(NamedTuple):
   seconds: float
   cores: float  # kept busy meanwhile by all threads of this process
+
+
+class _Clock:
+  """Times calls that find none of their data in the processor's caches."""
+
+  def __init__(self):
+    self._others = np.ones(_CACHE // 8)
+
+  def __call__(self, call: Call) -> _Cost:
+    """Median wall time of a call, after one that is not counted."""
+    jax.block_until_ready(call())
+    times, used = list[float](), 0.0
+    while len(times) < 3 or (len(times) < _REPEATS and sum(times) < _SECONDS):
+      self._others.sum()  # a memset would pass the caches by
+      before, start = time.process_time(), time.perf_counter()
+      jax.block_until_ready(call())
+      times.append(time.perf_counter() - start)
+      used += time.process_time() - before
+    return _Cost(max(statistics.median(times), 1e-9), used / sum(times))
 
 
 class _Device(NamedTuple):
@@ -66,36 +86,38 @@ def probe(
   """
   kinds = (Kind.PARAMETERS, Kind.STATES, Kind.GRADIENTS)
   make = Arena().array  # as a run's buffers are
-  some = lambda kind: [specs.vector(kind, layout.elements, make) for _ in range(_TURNS)]
-  vectors = {kind: some(kind) for kind in kinds}
-  for states in vectors[Kind.STATES]:
-    states.fill(1e-3)
-  views = [layout.views(vector) for vector in vectors[Kind.PARAMETERS]]
-  device = _device(programs, resident, [transport.up(tree) for tree in views], micro_batches)
+  vectors = {kind: specs.vector(kind, layout.elements, make) for kind in kinds}
+  vectors[Kind.STATES].fill(1e-3)
+  views, clock = layout.views(vectors[Kind.PARAMETERS]), _Clock()
+  device = _device(programs, resident, transport.up(views), micro_batches, clock)
   calls = _host_calls(layout, programs, updater, transport, vectors, iteration)
-  costs = {queue: _cost(call) for queue, call in calls.items()}
+  costs = {queue: clock(call) for queue, call in calls.items()}
   sizes = {
-    Queue.HOST_TO_DEVICE: _bytes(views[0]),
+    Queue.HOST_TO_DEVICE: _bytes(views),
     Queue.DEVICE_TO_HOST: _bytes(programs.unit_zeros()),
-    Queue.HOST_UPDATE: vectors[Kind.STATES][0].nbytes,
+    Queue.HOST_UPDATE: vectors[Kind.STATES].nbytes,
   }
   rates = {queue: size / costs[queue].seconds for queue, size in sizes.items()}
   latencies = dict.fromkeys(Queue, _step_seconds())
-  disk = _Disk(store, vectors, specs.buffer(Kind.BOUNDARY, None, make))
+  disk = _Disk(store, vectors, specs.buffer(Kind.BOUNDARY, None, make), clock)
   for queue, (seconds, rate) in disk.latencies_and_rates.items():
     latencies[queue] += seconds
     rates[queue] = rate
+  on_cpu = jax.default_backend() == "cpu"
+  disk_shared = disk.shared([(device.call, device.cost.seconds)] if on_cpu else [])
   calls, costs = calls | disk.calls, costs | disk.costs
-  if jax.default_backend() == "cpu":
+  if on_cpu:
     calls, costs = calls | {Queue.DEVICE: device.call}, costs | {Queue.DEVICE: device.cost}
   busy = (Queue.DEVICE, Queue.HOST_UPDATE)
-  shared = (_shared("cores", float(cores()), costs, calls, busy), disk.shared())
+  shared = (_shared("cores", float(cores()), costs, calls, busy), disk_shared)
   disk.remove()
   return Profile(*device[:3], rates, shared, latencies)
 
 
-def _device(programs: Programs, resident: Any, units: list[Any], micro_batches: int) -> _Device:
-  """Times forward, backward and the last unit's, on units and sums of gradients in turn.
+def _device(
+  programs: Programs, resident: Any, unit: Any, micro_batches: int, clock: _Clock
+) -> _Device:
+  """Times forward, backward and the last unit's.
 
   A unit's sum is begun by one of its micro-batches and added to the norm by one: each backward has
   its share of that.
@@ -104,26 +126,22 @@ def _device(programs: Programs, resident: Any, units: list[Any], micro_batches: 
   targets = np.zeros(x.shape[:2], np.int32)
   at = Where.of(0, 0, 0, 0, targets)
   head, scale = programs.head_part(resident), np.float32(1)
-  turn = itertools.cycle(units)
-  sums = [programs.unit_zeros() for _ in units]
-  heads = [programs.head_zeros()]
+  sums, heads = [programs.unit_zeros()], [programs.head_zeros()]
 
   def backward() -> Any:
-    sums.append(programs.backward(next(turn), x, x, sums.pop(0), at)[1])
+    sums.append(programs.backward(unit, x, x, sums.pop(), at)[1])
     return sums[-1]
 
   def last_backward() -> Any:
-    given = (sums.pop(0), heads.pop())
-    _, _, gradients, of_head = programs.loss_backward(
-      next(turn), head, x, targets, scale, *given, at
-    )
+    given = (sums.pop(), heads.pop())
+    _, _, gradients, of_head = programs.loss_backward(unit, head, x, targets, scale, *given, at)
     sums.append(gradients)
     heads.append(of_head)
     return gradients, of_head
 
-  once = _cost(lambda: add_squares(np.float32(0), programs.unit_zeros())).seconds / micro_batches
-  forward = _cost(lambda: programs.forward(next(turn), x, at))
-  cost, last = _cost(backward), _cost(last_backward)
+  once = clock(lambda: add_squares(np.float32(0), programs.unit_zeros())).seconds / micro_batches
+  forward = clock(lambda: programs.forward(unit, x, at))
+  cost, last = clock(backward), clock(last_backward)
   seconds = (forward.seconds, cost.seconds + once, last.seconds + once)
   return _Device(*seconds, backward, cost)
 
@@ -133,18 +151,16 @@ def _host_calls(
   programs: Programs,
   updater: Updater,
   transport: Transport,
-  vectors: dict[Kind, list[np.ndarray]],
+  vectors: dict[Kind, np.ndarray],
   iteration: int,
 ) -> dict[Queue, Call]:
-  """What moves to and from the device, and the update, on buffers in turn."""
-  up = itertools.cycle([layout.views(vector) for vector in vectors[Kind.PARAMETERS]])
-  down = itertools.cycle([layout.views(vector) for vector in vectors[Kind.GRADIENTS]])
-  whole = itertools.cycle(list(zip(*vectors.values(), strict=True)))
+  """What moves to and from the device, and the update."""
+  up, down = layout.views(vectors[Kind.PARAMETERS]), layout.views(vectors[Kind.GRADIENTS])
   gradients = programs.unit_zeros()
   return {
-    Queue.HOST_TO_DEVICE: lambda: transport.up(next(up)),
-    Queue.DEVICE_TO_HOST: lambda: transport.down(gradients, next(down)),
-    Queue.HOST_UPDATE: lambda: updater.apply(iteration, *next(whole), decayed=layout.decayed),
+    Queue.HOST_TO_DEVICE: lambda: transport.up(up),
+    Queue.DEVICE_TO_HOST: lambda: transport.down(gradients, down),
+    Queue.HOST_UPDATE: lambda: updater.apply(iteration, *vectors.values(), decayed=layout.decayed),
   }
 
 
@@ -156,22 +172,23 @@ class _Disk:
     latencies_and_rates: a small array tells the seconds of a step from those of its bytes.
   """
 
-  def __init__(self, store: Store, vectors: dict[Kind, list[np.ndarray]], small: np.ndarray):
-    self._store = store
-    states, parameters = vectors[Kind.STATES], vectors[Kind.PARAMETERS]
+  def __init__(
+    self, store: Store, vectors: dict[Kind, np.ndarray], small: np.ndarray, clock: _Clock
+  ):
+    self._store, self._clock = store, clock
     groups = {
-      "states": [dict(enumerate(vector)) for vector in states],
-      "parameters": [{0: vector} for vector in parameters],
-      "small": [{0: small.reshape(-1)}] * _TURNS,
+      "states": dict(enumerate(vectors[Kind.STATES])),
+      "parameters": {0: vectors[Kind.PARAMETERS]},
+      "small": {0: small.reshape(-1)},
     }
     # To be read and to be written: both are written once, since space that never was is read
     # without the disk.
     self._arrays = {
       (name, use): [
         {f"probe/{use}/{name}/{i}/{row}": array for row, array in rows.items()}
-        for i, rows in enumerate(each)
+        for i in range(_ARRAYS)
       ]
-      for name, each in groups.items()
+      for name, rows in groups.items()
       for use in ("read", "written")
     }
     for arrays in itertools.chain.from_iterable(self._arrays.values()):
@@ -179,13 +196,14 @@ class _Disk:
         store.create(name, array.size, array.dtype)
       store.write(arrays)
     self.calls = {queue: self._call(queue, "states") for queue in SSD_QUEUES}
-    self.costs = {queue: _cost(call) for queue, call in self.calls.items()}
+    self.costs = {queue: clock(call) for queue, call in self.calls.items()}
     self.latencies_and_rates = {queue: self._fit(queue, small.nbytes) for queue in SSD_QUEUES}
 
-  def shared(self) -> Shared:
-    """The disk, of which reads and writes together may get no more than either alone."""
+  def shared(self, beside: list[tuple[Call, float]]) -> Shared:
+    """The disk, of which reads and writes together may get no more than either alone; and less
+    while calls `beside`, with their seconds alone, keep the cores that it needs."""
     whole = {queue: _Cost(cost.seconds, 1.0) for queue, cost in self.costs.items()}
-    return _shared("disk", 2.0, whole, self.calls, SSD_QUEUES)
+    return _shared("disk", 2.0, whole, self.calls, SSD_QUEUES, beside)
 
   def remove(self) -> None:
     for arrays in itertools.chain.from_iterable(self._arrays.values()):
@@ -200,8 +218,8 @@ class _Disk:
 
   def _fit(self, queue: Queue, small: int) -> tuple[float, float]:
     """Seconds of a step beside its bytes, and bytes a second."""
-    once = _cost(self._call(queue, "small")).seconds
-    seconds = self.costs[queue].seconds + _cost(self._call(queue, "parameters")).seconds
+    once = self._clock(self._call(queue, "small")).seconds
+    seconds = self.costs[queue].seconds + self._clock(self._call(queue, "parameters")).seconds
     names = ("states", "parameters")
     size = sum(a.nbytes for name in names for a in self._arrays[name, "read"][0].values())
     by_bytes = max(seconds - 2 * once, 0.5 * seconds)
@@ -215,15 +233,19 @@ def _shared(
   costs: dict[Queue, _Cost],
   calls: dict[Queue, Call],
   pair: tuple[Queue, Queue],
+  beside: list[tuple[Call, float]] | None = None,
 ) -> Shared:
-  """A resource of which a pair of queues gets at most `capacity` when both work."""
+  """A resource of which a pair of queues gets at most `capacity` when both work, as calls `beside`
+  do; unless these take of it too, either of the pair alone gets what it wants."""
   demand = {queue: cost.cores for queue, cost in costs.items()}
   if all(queue in calls for queue in pair):
-    alone = [costs[queue].seconds for queue in pair]
-    speeds = _together([calls[queue] for queue in pair], alone)
-    if min(speeds) < _UNHINDERED:
-      had = sum(min(s, 1.0) * demand[q] for q, s in zip(pair, speeds, strict=True))
-      capacity = min(capacity, max(had, *(demand[queue] for queue in pair)))
+    others = beside or []
+    alone = [costs[queue].seconds for queue in pair] + [seconds for _, seconds in others]
+    speeds = _together([calls[queue] for queue in pair] + [call for call, _ in others], alone)
+    if min(speeds[: len(pair)]) < _UNHINDERED:
+      had = sum(min(s, 1.0) * demand[q] for q, s in zip(pair, speeds, strict=False))
+      least = 0.0 if others else max(demand[queue] for queue in pair)
+      capacity = min(capacity, max(had, least))
   return Shared(name, capacity, demand)
 
 
@@ -260,16 +282,3 @@ def _bytes(tree: Any) -> int:
 def cores() -> int:
   """Those that this process may use."""
   return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _cost(call: Call) -> _Cost:
-  """Median wall time of a call, after one that is not counted."""
-  jax.block_until_ready(call())
-  times: list[float] = []
-  used = time.process_time()
-  while len(times) < 3 or (len(times) < _REPEATS and sum(times) < _SECONDS):
-    start = time.perf_counter()
-    jax.block_until_ready(call())
-    times.append(time.perf_counter() - start)
-  used = time.process_time() - used
-  return _Cost(max(statistics.median(times), 1e-9), used / sum(times))

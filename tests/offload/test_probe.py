@@ -1,8 +1,28 @@
 """The probe on a machine that is busy with something else."""
 
+import pytest
+
 from offload import probe
+from schedules.steps import SSD_QUEUES
 
 
 def test_a_call_is_timed_even_if_its_thread_begins_when_the_time_is_over():
   speeds = probe._together([lambda: None, lambda: None], [1e-12, 1e-12])
   assert len(speeds) == 2 and all(0 < speed <= 1 for speed in speeds)
+
+
+@pytest.mark.parametrize(
+  ("speeds", "beside", "capacity"),
+  [
+    ([0.6, 0.7], [], 1.3),
+    ([0.3, 0.5], [], 1.0),  # either alone gets what it wants
+    ([0.3, 0.5, 0.1], [(lambda: None, 1.0)], 0.8),  # but not while others keep the cores
+    ([0.96, 0.97, 0.1], [(lambda: None, 1.0)], 2.0),  # what does not hinder is not counted
+  ],
+)
+def test_what_a_pair_gets_of_a_resource(speeds, beside, capacity, monkeypatch):
+  monkeypatch.setattr(probe, "_together", lambda calls, alone: speeds[: len(calls)])
+  costs = dict.fromkeys(SSD_QUEUES, probe._Cost(1.0, 1.0))
+  calls = dict.fromkeys(SSD_QUEUES, lambda: None)
+  found = probe._shared("disk", 2.0, costs, calls, SSD_QUEUES, beside)
+  assert found.capacity == pytest.approx(capacity)
