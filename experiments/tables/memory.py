@@ -39,14 +39,10 @@ def budgets_of(run: Path) -> dict[str, int]:
 def allowed(budgets: dict[str, int], program_bytes: int, platform: str) -> dict[str, int]:
   """What may be in the resident set, by what it is for, in bytes.
 
-  On a CPU the device's buffers are, and come and go on the C library's heap: a quarter of their
-  budget is allowed for the holes that blocks of many sizes leave there.
+  On a CPU the device's buffers are.
   """
-  rows = {"budget, host": budgets["host"], "program itself": program_bytes}
-  if platform == "cpu":
-    device = budgets["device"]
-    rows |= {"budget, device": device, "allowed for the heap's holes": device // 4}
-  return rows
+  tiers = ("host", "device") if platform == "cpu" else ("host",)
+  return {f"budget, {tier}": budgets[tier] for tier in tiers} | {"program itself": program_bytes}
 
 
 def table(folder: Path) -> Table:
