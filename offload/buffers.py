@@ -4,7 +4,7 @@ import contextlib
 import ctypes
 import math
 import mmap
-import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -88,8 +88,9 @@ def recycle_freed() -> None:
     mallopt(_M_TRIM_THRESHOLD, _NEVER)
 
 
-def give_back() -> None:
-  """Returns freed memory to the system, where the C library offers it (glibc's does).
+def give_back(keep: int = 0) -> None:
+  """Returns freed memory to the system, where the C library offers it (glibc's does), all but
+  `keep` bytes at the heap's end.
 
   Its arenas keep what many threads have freed: hundreds of megabytes after a few large units.
   Giving a hundred of them back takes some milliseconds, in which nothing can be allocated, and
@@ -97,18 +98,31 @@ def give_back() -> None:
   """
   trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
   if trim is not None:
-    trim(0)
+    trim(ctypes.c_size_t(keep))
 
 
-class GiveBackSeldom:
-  """`give_back` now and then: blocks of many sizes, allocated and freed in turn, leave holes that
-  fill a third of a training run's heap. Once a second it costs about a hundredth of the time, and
-  leaves `recycle_freed` most of what that wins."""
+class Trimmer:
+  """Bounds what freed memory adds to the resident set; for those who call it often.
 
-  def __init__(self, seconds: float = 1.0):
-    self._seconds, self._last = seconds, time.monotonic()
+  Blocks of many sizes, allocated and freed in turn, leave holes that would come to a third of a
+  training run's heap. They are given back when the resident set has grown by `growth` bytes beyond
+  the most that is known to be in use: some times in a run's first iterations, seldom later. The
+  heap's end is kept: there the largest blocks, the programs' scratch memory, are made anew.
+  """
+
+  def __init__(self, growth: int = 48 * 2**20, keep: int = 32 * 2**20):
+    self._growth, self._keep = growth, keep
+    self._used = _resident_bytes()
 
   def __call__(self) -> None:
-    if time.monotonic() - self._last >= self._seconds:
-      give_back()
-      self._last = time.monotonic()
+    if _resident_bytes() > self._used + self._growth:
+      give_back(self._keep)
+      self._used = max(self._used, _resident_bytes())
+
+
+def _resident_bytes() -> int:
+  """Of this process; 0 where the system does not tell it as Linux does."""
+  try:
+    return int(Path("/proc/self/statm").read_bytes().split()[1]) * mmap.PAGESIZE
+  except OSError:
+    return 0

@@ -10,7 +10,7 @@ import numpy as np
 
 from offload import snapshot
 from offload.actions import Actions
-from offload.buffers import GiveBackSeldom, give_back
+from offload.buffers import Trimmer, give_back
 from offload.device_slots import DeviceSlots
 from offload.ending import Ending
 from offload.executor import Executor
@@ -104,7 +104,6 @@ class Streamer:
     )
     commits = snapshot.all_of(store.folder)
     self.iteration = commits[-1].iteration if commits else 0
-    self._tidy = GiveBackSeldom()
     self._in_step = False  # a run was left with some units updated and others not
     loss_scale = settings.loss_scale
     if commits:
@@ -143,14 +142,15 @@ class Streamer:
     s, first = self._settings, self.iteration
     ending = Ending(first, count, stop)
     actions = self._actions(lambda i: i >= ending.last and (commits or stop()))
-    known, ends = [], [time.perf_counter()]
+    known, ends, trim = [], [time.perf_counter()], Trimmer()
 
     def done(step: Step) -> None:
+      if step.computation is not None:
+        trim()
       if step.computation is not None and step.computation.unit == RESIDENT_UNIT:
         ends.append(time.perf_counter())
         known.append(self._known(step.iteration, actions.passes.loss(step.iteration)))
         on_iteration(known[-1])
-        self._tidy()
 
     self._in_step = True
     executor = Executor(actions.perform, overlap=s.overlap)

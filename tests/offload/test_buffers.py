@@ -3,14 +3,13 @@
 import re
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from offload import buffers
-from offload.buffers import Arena, GiveBackSeldom, aligned
+from offload.buffers import Arena, Trimmer, aligned
 
 _FAULTS = """
 import resource, sys
@@ -105,11 +104,51 @@ def _flags_at(address: int) -> set[str]:
   raise AssertionError("no mapping")
 
 
-def test_memory_is_given_back_seldom(monkeypatch):
-  now, given = [0.0], []
-  monkeypatch.setattr(buffers, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
-  monkeypatch.setattr(buffers, "give_back", lambda: given.append(now[0]))
-  tidy = GiveBackSeldom(seconds=1.0)
-  for now[0] in (0.5, 1.0, 1.5, 1.9, 2.25, 9.0):
-    tidy()
-  assert given == [1.0, 2.25, 9.0]
+def test_memory_is_given_back_when_it_grows_beyond_what_was_in_use(monkeypatch):
+  now, left, given = [100], [0], []  # the resident set, and what a trim leaves of it
+
+  def give_back(keep):
+    given.append((now[0], keep))
+    now[0] = left[0]
+
+  monkeypatch.setattr(buffers, "_resident_bytes", lambda: now[0])
+  monkeypatch.setattr(buffers, "give_back", give_back)
+  trim = Trimmer(growth=50, keep=7)
+  for grown, in_use in ((150, 0), (151, 120), (150, 0), (170, 0), (171, 90), (170, 0), (999, 0)):
+    now[0], left[0] = grown, in_use
+    trim()
+  assert given == [(151, 7), (171, 7), (999, 7)]
+
+
+_HOLES = """
+import ctypes, sys
+from offload.buffers import Trimmer, _resident_bytes, recycle_freed
+
+recycle_freed()
+c = ctypes.CDLL(None)
+c.malloc.restype, c.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+c.free.argtypes = [ctypes.c_void_p]
+trim = Trimmer(growth=8 << 20, keep=0)
+before = _resident_bytes()
+blocks = []
+for _ in range(24):
+  blocks.append(c.malloc(4 << 20))
+  ctypes.memset(blocks[-1], 1, 4 << 20)
+  c.malloc(4096)  # stays, so that the block leaves a hole
+for block in blocks:
+  c.free(block)
+if sys.argv[1] == "trimmed":
+  trim()
+print(_resident_bytes() - before)
+"""
+
+
+@linux
+def test_holes_in_the_heap_are_given_back():
+  def resident(how):
+    command = [sys.executable, "-c", _HOLES, how]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+  if resident("as they are") < 90 * MIB:
+    pytest.skip("another C library, which keeps no holes")
+  assert resident("trimmed") < 8 * MIB
