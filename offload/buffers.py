@@ -110,7 +110,7 @@ class Trimmer:
   heap's end is kept: there the largest blocks, the programs' scratch memory, are made anew.
   """
 
-  def __init__(self, growth: int = 48 * 2**20, keep: int = 32 * 2**20):
+  def __init__(self, growth: int = 32 * 2**20, keep: int = 32 * 2**20):
     self._growth, self._keep = growth, keep
     self._used = _resident_bytes()
 
