@@ -3,14 +3,16 @@
     python -m experiments.throughput --length=16384 --batch_size=1 --workdir=runs/throughput
 
 Each method decodes the same prompts from one prefilled cache, rolled back between turns; the
-methods take turns, and a speed-up is the median over rounds of two times of one round. Beside it
-stand two predictions: the roofline's, from bytes alone, and that of the measured phases, each timed
+methods take turns, and a speed-up is the median over rounds of two times of one round. Of several
+batches of prompts, one after the other, a round's times are the sums. Beside a speed-up stand two
+predictions: the roofline's, from bytes alone, and that of the measured phases, each timed
 as a program of its own. Texts are judged by the autoregressive ones.
 
 A method is written as a selector with its settings: `specattn,draft_length=6,page_size=16`. Of
 `draft_length=auto` the rounds are measured before anything is timed; its phases are left out.
 """
 
+import collections
 import functools
 import statistics
 import time
@@ -46,6 +48,7 @@ flags.DEFINE_string(
 flags.DEFINE_enum("kind", "editing", list(prompts.KINDS), "Of the prompts.")
 _positive("length", 16_384, "Tokens of a whole text: the prompt's and the new ones.")
 _positive("batch_size", 1, "Prompts decoded together.")
+_positive("batches", 1, "Such batches, each of prompts of its own.")
 _positive("new_tokens", 192, "Tokens to decode of each prompt.")
 _positive("rounds", 3, "Times that each method is timed, behind one to warm up.")
 flags.DEFINE_multi_string(
@@ -79,7 +82,8 @@ def check() -> Plan:
     raise ValueError(f"--length={FLAGS.length} leaves no prompt before --new_tokens={wanted}.")
   slots = max(slots_for(model.config, method, length, wanted) for method in methods.values())
   corpus = data.load_corpus("stdlib")
-  made = prompts.make(corpus, FLAGS.kind, length, FLAGS.batch_size, wanted, FLAGS.seed)
+  count = FLAGS.batch_size * FLAGS.batches
+  made = prompts.make(corpus, FLAGS.kind, length, count, wanted, FLAGS.seed)
   return Plan(model, methods, [prompt.prompt.encode() for prompt in made], slots)
 
 
@@ -90,52 +94,80 @@ def main(plan: Plan) -> None:
   generators = {
     text: Generator(plan.model, parameters, method) for text, method in plan.methods.items()
   }
-  found = _measure(generators, pad(plan.prompts), plan.slots, log)
+  found = _measure(generators, _batches(plan.prompts), plan.slots, log)
   reference, base = found[AUTOREGRESSIVE]["texts"], found[AUTOREGRESSIVE]
   for text, own in found.items():
     own |= _judged(generators[AUTOREGRESSIVE], plan, own, reference)
     own |= _summarized(plan, parameters, plan.methods[text], own, base)
-  names = ("kind", "length", "batch_size", "new_tokens", "checkpoint")
+  names = ("kind", "length", "batch_size", "batches", "new_tokens", "checkpoint")
   summary = {"methods": found, **{name: FLAGS[name].value for name in names}}
   log.finish(summary, f"{len(found)} methods at {FLAGS.length:,} tokens")
 
 
+def _batches(every: list[Any]) -> list[list[Any]]:
+  """Cut into lists of --batch_size."""
+  size = FLAGS.batch_size
+  return [every[first : first + size] for first in range(0, len(every), size)]
+
+
 def _measure(
-  generators: dict[str, Generator], batch: Prompts, slots: int, log: run_log.RunLog
+  generators: dict[str, Generator],
+  batches: list[list[bytes]],
+  slots: int,
+  log: run_log.RunLog,
 ) -> dict[str, dict[str, Any]]:
   """Of each method: seconds of every round, texts, rounds by accepted drafts, phases."""
-  found: dict[str, dict[str, Any]] = {text: {"seconds": [], "phases": {}} for text in generators}
-  size, wanted = len(batch.lengths), FLAGS.new_tokens
-  keys = sequence_keys(jax.random.key(FLAGS.seed), size)
-  known = {}
+  found: dict[str, dict[str, Any]] = {}
   for text, generator in generators.items():
     clock = time.perf_counter()
-    known[text] = measure_rounds(generator, size, slots=slots, wanted=wanted)
-    found[text]["measuring_seconds"] = time.perf_counter() - clock
-  clock = time.perf_counter()
-  cache = jax.block_until_ready(generators[AUTOREGRESSIVE].prefill(batch, slots))
-  print(f"prefill {time.perf_counter() - clock:.1f} s", flush=True)
-  for number in range(1 + FLAGS.rounds):
-    for text, generator in generators.items():
-      clock = time.perf_counter()
-      state = generator.start(batch, cache.with_lengths(batch.lengths - 1), keys, wanted)
-      state, tallies = jax.block_until_ready(generator.finish(state, wanted, known[text]))
-      seconds, own = time.perf_counter() - clock, found[text]
-      own["texts"] = generator.texts(state)
-      own["acceptances"] = np.asarray(state.acceptances).tolist()
-      own["rounds_by_draft_length"] = {g: sum(tally) for g, tally in tallies.items()}
-      if number:
-        own["seconds"].append(seconds)
-        log.metric(method=text, round=number, decode_seconds=seconds)
-      timed = FLAGS.phases and not generator.method.draft_lengths
-      if number == FLAGS.rounds and timed:  # the prompts stay in the cache as they were
-        own["phases"], state = time_phases(generator, state)
-      cache = state.cache
-    print(f"round {number} of {FLAGS.rounds}" if number else "warmed up", flush=True)
+    known = measure_rounds(generator, FLAGS.batch_size, slots=slots, wanted=FLAGS.new_tokens)
+    found[text] = {
+      "known": known,
+      "measuring_seconds": time.perf_counter() - clock,
+      "seconds": [0.0] * FLAGS.rounds,
+      "texts": [],
+      "acceptances": [],
+      "rounds_by_draft_length": collections.Counter(),
+      "phases": {},
+    }
+  for number, batch in enumerate(batches):
+    _measure_batch(generators, pad(batch), slots, number, found, log)
+    print(f"batch {number + 1} of {len(batches)}", flush=True)
   for own in found.values():
+    del own["known"]
     pairs = zip(found[AUTOREGRESSIVE]["seconds"], own["seconds"], strict=True)
     own["speedups"] = [base / seconds for base, seconds in pairs]
   return found
+
+
+def _measure_batch(
+  generators: dict[str, Generator],
+  batch: Prompts,
+  slots: int,
+  number: int,
+  found: dict[str, dict[str, Any]],
+  log: run_log.RunLog,
+) -> None:
+  """Adds one batch to what was found; a first round warms up, and phases are the last batch's."""
+  wanted, keys = FLAGS.new_tokens, sequence_keys(jax.random.key(FLAGS.seed), len(batch.lengths))
+  cache = jax.block_until_ready(generators[AUTOREGRESSIVE].prefill(batch, slots))
+  for turn in range(1 + FLAGS.rounds):
+    for text, generator in generators.items():
+      own = found[text]
+      clock = time.perf_counter()
+      state = generator.start(batch, cache.with_lengths(batch.lengths - 1), keys, wanted)
+      state, tallies = jax.block_until_ready(generator.finish(state, wanted, own["known"]))
+      seconds = time.perf_counter() - clock
+      if turn:
+        own["seconds"][turn - 1] += seconds
+        log.metric(method=text, batch=number, round=turn, decode_seconds=seconds)
+      if turn == FLAGS.rounds:
+        own["texts"] += generator.texts(state)
+        own["acceptances"] += np.asarray(state.acceptances).tolist()
+        own["rounds_by_draft_length"].update({g: sum(tally) for g, tally in tallies.items()})
+        if FLAGS.phases and number == FLAGS.batches - 1 and not generator.method.draft_lengths:
+          own["phases"], state = time_phases(generator, state)
+      cache = state.cache  # the prompts stay in it as they were
 
 
 def _judged(
@@ -162,17 +194,18 @@ def _summarized(
     draft_length=mean,
   )
   # A batch is done when its slowest sequence is; the first token is an autoregressive step's.
-  rounds = max(sum(each) for each in own["acceptances"])
-  step = statistics.median(base["seconds"]) / FLAGS.new_tokens
+  rounds = sum(max(map(sum, batch)) for batch in _batches(own["acceptances"]))
+  steps = FLAGS.new_tokens * FLAGS.batches
+  step = statistics.median(base["seconds"]) / steps
   parts = sum(own["phases"].values()) - own["phases"].get("round", 0.0)
   return {
-    "tokens_per_second": FLAGS.new_tokens * FLAGS.batch_size / statistics.median(own["seconds"]),
+    "tokens_per_second": steps * FLAGS.batch_size / statistics.median(own["seconds"]),
     "speedup": statistics.median(own["speedups"]),
     "acceptance_length": length,
     "acceptance_by_position": acceptance_by_position(by_accepted),
     "rho": bound.rho,
     "roofline_speedup": bound.speedup(length),
-    "phases_speedup": FLAGS.new_tokens * step / (step + rounds * parts) if parts else None,
+    "phases_speedup": steps * step / (FLAGS.batches * step + rounds * parts) if parts else None,
   }
 
 

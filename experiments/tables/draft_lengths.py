@@ -1,10 +1,11 @@
 """`--draft_length=auto` beside fixed draft lengths: how far below the best of them it stays.
 
-    python -m experiments.tables draft_lengths --measure     # about 8 minutes on 2 quiet cores
+    python -m experiments.tables draft_lengths --measure     # about MMM minutes on 2 quiet cores
 
 A process for each kind of prompt, context and batch size; in it autoregressive decoding, the fixed
-lengths and `auto` take turns over the same prompts (`experiments.throughput`). At the shortest
-context the weights outweigh the cache: there speculation pays least.
+lengths and `auto` take turns over the same twelve prompts (`experiments.throughput`): which fixed
+length is the best of a few is mostly chance. At the shortest context the weights outweigh the
+cache: there speculation pays least.
 """
 
 import statistics
@@ -20,8 +21,9 @@ KINDS = ("editing", "continuation")
 CELLS = ((1024, 1), (4096, 1), (4096, 4), (16_384, 1), (16_384, 4))  # tokens, batch size
 SELECTOR = "specattn,kv_budget=0.05,page_size=16"
 FIXED, AUTO = (2, 4, 8, 12), "auto"
+PROMPTS = 12  # of a cell
 WANTED = 0.95  # of the best fixed length's speed, autoregressive decoding among them
-_QUICK = ("--rounds=1", "--new_tokens=48")
+_QUICK = ("--rounds=1", "--new_tokens=48", "--batches=1")
 
 
 def check(folder: Path, *, quick: bool) -> None:
@@ -46,6 +48,7 @@ def _method(draft_length: int | str) -> str:
 
 def _run(kind: str, length: int, batch: int, quick: bool) -> Run:
   flags = (f"--kind={kind}", f"--length={length}", f"--batch_size={batch}", "--nophases")
+  flags += (f"--batches={PROMPTS // batch}",)
   methods = (f"--methods={_method(g)}" for g in (*FIXED, AUTO))
   return Run((*flags, *methods, *_QUICK * quick), "throughput")
 
@@ -77,8 +80,10 @@ def _notes(cells: list[dict[str, Any]]) -> tuple[str, ...]:
   if not cells:
     return ("Nothing is measured: give --measure.",)
   rounds = len(cells[0]["methods"]["autoregressive"]["seconds"])
+  prompts = cells[0]["batches"] * cells[0]["batch_size"]
   return (
-    f"Speed-ups over autoregressive decoding of {SELECTOR}, medians over {rounds} rounds. Auto over"
+    f"Speed-ups over autoregressive decoding of {SELECTOR}, of {prompts} prompts in all, medians"
+    f" over {rounds} rounds. Auto over"
     " the best: the median over rounds of the ratio of its time and that of the fixed length, or of"
     " autoregressive decoding, that is the fastest by its own median. What rounds cost is measured"
     f" before, once for each batch size ({_measuring(cells)}), and not counted.",

@@ -23,7 +23,7 @@ from models.decoding.method import Method
 from models.decoding.round import LoopState, active, wanted_tokens
 from models.transformer import Parameters, Transformer
 
-_REPEATS = 2
+_REPEATS = 3
 _ROWS = 32  # verified in one measurement, or nearly: many rounds where these are short
 
 
@@ -196,7 +196,7 @@ def time_rounds(
 ) -> RoundSeconds:
   """Compiles the rounds of every draft length, and times them: what whole rounds take, with the
   selection, its gather, g draft steps and the verification of g + 1 rows; of length 0, a step of
-  autoregressive decoding. The least of two times each, the lengths taking turns.
+  autoregressive decoding. The least of three times each, the lengths taking turns.
 
   Args:
     begin: the state of a batch with so many tokens in its cache, whatever they are.

@@ -16,7 +16,7 @@ def cell(**seconds):
       "rounds_by_draft_length": rounds,
       "measuring_seconds": 9.4,
     }
-  return {"kind": "editing", "length": 4096, "batch_size": 1, "methods": methods}
+  return {"kind": "editing", "length": 4096, "batch_size": 1, "batches": 12, "methods": methods}
 
 
 FIXED = {"g2": [5.0, 5.0, 5.0], "g4": [4.0, 2.0, 4.0], "g8": [6.0] * 3, "g12": [7.0] * 3}
