@@ -1,6 +1,6 @@
 """`--draft_length=auto` beside fixed draft lengths: how far below the best of them it stays.
 
-    python -m experiments.tables draft_lengths --measure     # about MMM minutes on 2 quiet cores
+    python -m experiments.tables draft_lengths --measure     # about 18 minutes on 2 quiet cores
 
 A process for each kind of prompt, context and batch size; in it autoregressive decoding, the fixed
 lengths and `auto` take turns over the same twelve prompts (`experiments.throughput`): which fixed
