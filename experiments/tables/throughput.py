@@ -2,10 +2,10 @@
 
     python -m experiments.tables throughput --measure     # about 8 minutes on 2 quiet cores
 
-A process for each context and batch size; in it the methods take turns over the same prompts
-(`experiments.throughput`). All selectors, and the phases of a round, are timed at 16,384 tokens,
-batch 1; elsewhere those that are compared. Prompts are of the kind editing; a last process has the
-kind recall, whose answers stand far back and nowhere near: the rest of a name.
+A process for each context and batch size; in it the methods take turns over the same prompts, four
+in all (`experiments.throughput`). All selectors, and the phases of a round, are timed at 16,384
+tokens, batch 1; elsewhere those that are compared. Prompts are of the kind editing; a last process
+has the kind recall, whose answers stand far back and nowhere near: the rest of a name.
 """
 
 import statistics
@@ -19,9 +19,10 @@ from experiments.tables.table import NOT_MEASURED, Table, number_text, same_text
 
 MAIN = (16_384, 1)  # tokens, batch size
 CELLS = tuple((length, batch) for batch in (1, 4) for length in (4096, 8192, 16_384, 32_768))
+PROMPTS = 4  # of a cell, but of recall twelve
 RECALL = (16_384, 4)
 _RECALL = (
-  *("--kind=recall", "--new_tokens=24", "--rounds=9", "--methods=window,draft_length=2"),
+  *("--kind=recall", "--new_tokens=24", "--batches=3", "--methods=window,draft_length=2"),
   "--methods=specattn,draft_length=4,kv_budget=0.05,page_size=16",
 )
 # Settings that were the fastest of a few on two CPU cores.
@@ -40,7 +41,7 @@ OTHERS = (
 # Neither score-based nor an oracle: what SpecAttn is to be 1.29 times as fast as.
 UNSCORED = ("window", "quest", "random")
 WANTED_OVER_UNSCORED = 1.29
-_QUICK = ("--rounds=1", "--new_tokens=48")
+_QUICK = ("--rounds=1", "--new_tokens=48", "--batches=1")
 _COLUMNS = (
   "prompts, tokens, batch, method",
   "tokens per second",
@@ -76,6 +77,7 @@ def _run(length: int, batch: int, quick: bool) -> Run:
   main = (length, batch) == MAIN
   methods = COMPARED[: 2 if quick else None] + OTHERS * main
   flags = [f"--length={length}", f"--batch_size={batch}", *(f"--methods={m}" for m in methods)]
+  flags += [f"--batches={PROMPTS // batch}"]
   flags += [] if main or quick else ["--nophases"]
   return Run((*flags, *_QUICK * quick), "throughput")
 
