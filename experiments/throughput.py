@@ -4,9 +4,9 @@
 
 Each method decodes the same prompts from one prefilled cache, rolled back between turns; the
 methods take turns, and a speed-up is the median over rounds of two times of one round. Of several
-batches of prompts, one after the other, a round's times are the sums. Beside a speed-up stand two
-predictions: the roofline's, from bytes alone, and that of the measured phases, each timed
-as a program of its own. Texts are judged by the autoregressive ones.
+batches of prompts, one after the other, a round's times are the sums, and a phase's is the median.
+Beside a speed-up stand two predictions: the roofline's, from bytes alone, and that of the measured
+phases, each timed as a program of its own. Texts are judged by the autoregressive ones.
 
 A method is written as a selector with its settings: `specattn,draft_length=6,page_size=16`. Of
 `draft_length=auto` the rounds are measured before anything is timed; its phases are left out.
@@ -128,16 +128,22 @@ def _measure(
       "texts": [],
       "acceptances": [],
       "rounds_by_draft_length": collections.Counter(),
-      "phases": {},
+      "phases": [],
     }
   for number, batch in enumerate(batches):
     _measure_batch(generators, pad(batch), slots, number, found, log)
     print(f"batch {number + 1} of {len(batches)}", flush=True)
   for own in found.values():
     del own["known"]
+    own["phases"] = _medians(own["phases"])
     pairs = zip(found[AUTOREGRESSIVE]["seconds"], own["seconds"], strict=True)
     own["speedups"] = [base / seconds for base, seconds in pairs]
   return found
+
+
+def _medians(every: list[dict[str, float]]) -> dict[str, float]:
+  """By name; nothing of nothing."""
+  return {name: statistics.median(each[name] for each in every) for name in (every or [{}])[0]}
 
 
 def _measure_batch(
@@ -148,7 +154,7 @@ def _measure_batch(
   found: dict[str, dict[str, Any]],
   log: run_log.RunLog,
 ) -> None:
-  """Adds one batch to what was found; a first round warms up, and phases are the last batch's."""
+  """Adds one batch to what was found; a first round warms up, and a last one's phases are timed."""
   wanted, keys = FLAGS.new_tokens, sequence_keys(jax.random.key(FLAGS.seed), len(batch.lengths))
   cache = jax.block_until_ready(generators[AUTOREGRESSIVE].prefill(batch, slots))
   for turn in range(1 + FLAGS.rounds):
@@ -165,8 +171,9 @@ def _measure_batch(
         own["texts"] += generator.texts(state)
         own["acceptances"] += np.asarray(state.acceptances).tolist()
         own["rounds_by_draft_length"].update({g: sum(tally) for g, tally in tallies.items()})
-        if FLAGS.phases and number == FLAGS.batches - 1 and not generator.method.draft_lengths:
-          own["phases"], state = time_phases(generator, state)
+        if FLAGS.phases and not generator.method.draft_lengths:
+          phases, state = time_phases(generator, state)
+          own["phases"].append(phases)
       cache = state.cache  # the prompts stay in it as they were
 
 
