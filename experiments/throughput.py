@@ -130,9 +130,9 @@ def _measure(
       "rounds_by_draft_length": collections.Counter(),
       "phases": [],
     }
-  for number, batch in enumerate(batches):
-    _measure_batch(generators, pad(batch), slots, number, found, log)
-    print(f"batch {number + 1} of {len(batches)}", flush=True)
+  for index, batch in enumerate(batches):
+    print(f"batch {index + 1} of {len(batches)}", flush=True)
+    _measure_batch(generators, pad(batch), slots, index, found, log)
   for own in found.values():
     del own["known"]
     own["phases"] = _medians(own["phases"])
@@ -150,11 +150,11 @@ def _measure_batch(
   generators: dict[str, Generator],
   batch: Prompts,
   slots: int,
-  number: int,
+  index: int,
   found: dict[str, dict[str, Any]],
   log: run_log.RunLog,
 ) -> None:
-  """Adds one batch to what was found; a first round warms up, and a last one's phases are timed."""
+  """Adds a batch to what was found; its first round warms up, its last one's phases are timed."""
   wanted, keys = FLAGS.new_tokens, sequence_keys(jax.random.key(FLAGS.seed), len(batch.lengths))
   cache = jax.block_until_ready(generators[AUTOREGRESSIVE].prefill(batch, slots))
   for turn in range(1 + FLAGS.rounds):
@@ -166,7 +166,7 @@ def _measure_batch(
       seconds = time.perf_counter() - clock
       if turn:
         own["seconds"][turn - 1] += seconds
-        log.metric(method=text, batch=number, round=turn, decode_seconds=seconds)
+        log.metric(method=text, batch=index, round=turn, decode_seconds=seconds)
       if turn == FLAGS.rounds:
         own["texts"] += generator.texts(state)
         own["acceptances"] += np.asarray(state.acceptances).tolist()
@@ -175,6 +175,7 @@ def _measure_batch(
           phases, state = time_phases(generator, state)
           own["phases"].append(phases)
       cache = state.cache  # the prompts stay in it as they were
+    print(f"round {turn} of {FLAGS.rounds}" if turn else "warmed up", flush=True)
 
 
 def _judged(

@@ -102,15 +102,18 @@ def give_back(keep: int = 0) -> None:
 
 
 class Trimmer:
-  """Bounds what freed memory adds to the resident set; for those who call it often.
+  """Bounds what freed memory adds to the resident set; to be called often.
 
   Blocks of many sizes, allocated and freed in turn, leave holes that would come to a third of a
   training run's heap. They are given back when the resident set has grown by `growth` bytes beyond
-  the most that is known to be in use: some times in a run's first iterations, seldom later. The
-  heap's end is kept: there the largest blocks, the programs' scratch memory, are made anew.
+  the most that a trim has left: a few times in a run's first iterations, seldom later. The heap's
+  end is kept, `keep` bytes of it: there the largest blocks, the programs' scratch memory, are made
+  anew. So freed memory comes to no more than the two together.
   """
 
-  def __init__(self, growth: int = 32 * 2**20, keep: int = 32 * 2**20):
+  def __init__(self, growth: int, keep: int = 32 * 2**20):
+    """`growth` should exceed what is freed and allocated anew again and again, or each time it
+    would be given back."""
     self._growth, self._keep = growth, keep
     self._used = _resident_bytes()
 

@@ -34,6 +34,8 @@ from schedules.residency import derive
 from schedules.simulate import Profile
 from schedules.steps import RESIDENT_UNIT, Kind, Step, Work
 
+_HOLES = 32 * 2**20  # bytes that freed blocks may leave in the heap
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -113,6 +115,7 @@ class Streamer:
       self._state.initialise(jax.random.key(settings.seed), settings.optimizer)
     self._judge = Judge(settings.clip_norm, loss_scale)
     give_back()
+    self._trim = Trimmer(growth=max(_HOLES, programs.reserved_bytes))
 
   @property
   def peak_bytes(self) -> dict[str, int]:
@@ -142,11 +145,11 @@ class Streamer:
     s, first = self._settings, self.iteration
     ending = Ending(first, count, stop)
     actions = self._actions(lambda i: i >= ending.last and (commits or stop()))
-    known, ends, trim = [], [time.perf_counter()], Trimmer()
+    known, ends = [], [time.perf_counter()]
 
     def done(step: Step) -> None:
       if step.computation is not None:
-        trim()
+        self._trim()
       if step.computation is not None and step.computation.unit == RESIDENT_UNIT:
         ends.append(time.perf_counter())
         known.append(self._known(step.iteration, actions.passes.loss(step.iteration)))

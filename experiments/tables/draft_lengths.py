@@ -3,8 +3,8 @@
     python -m experiments.tables draft_lengths --measure     # about 18 minutes on 2 quiet cores
 
 A process for each kind of prompt, context and batch size; in it autoregressive decoding, the fixed
-lengths and `auto` take turns over the same twelve prompts (`experiments.throughput`): which fixed
-length is the best of a few is mostly chance. At the shortest context the weights outweigh the
+lengths and `auto` take turns over the same twelve prompts (`experiments.throughput`): with a few,
+which fixed length is the best is mostly chance. At the shortest context the weights outweigh the
 cache: there speculation pays least.
 """
 
@@ -80,13 +80,13 @@ def _notes(cells: list[dict[str, Any]]) -> tuple[str, ...]:
   if not cells:
     return ("Nothing is measured: give --measure.",)
   rounds = len(cells[0]["methods"]["autoregressive"]["seconds"])
-  prompts = cells[0]["batches"] * cells[0]["batch_size"]
+  prompts = cells[0].get("batches", 1) * cells[0]["batch_size"]
   return (
-    f"Speed-ups over autoregressive decoding of {SELECTOR}, of {prompts} prompts in all, medians"
+    f"Speed-ups over autoregressive decoding of {SELECTOR}, {prompts} prompts a cell, medians"
     f" over {rounds} rounds. Auto over"
     " the best: the median over rounds of the ratio of its time and that of the fixed length, or of"
     " autoregressive decoding, that is the fastest by its own median. What rounds cost is measured"
-    f" before, once for each batch size ({_measuring(cells)}), and not counted.",
+    f" before, once for each cell ({_measuring(cells)}), and not counted.",
   )
 
 

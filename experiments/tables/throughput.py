@@ -1,11 +1,12 @@
 """Decoding speed by context, batch size and selector, beside what was to be expected.
 
-    python -m experiments.tables throughput --measure     # about 8 minutes on 2 quiet cores
+    python -m experiments.tables throughput --measure     # about 12 minutes on 2 quiet cores
 
 A process for each context and batch size; in it the methods take turns over the same prompts, four
-in all (`experiments.throughput`). All selectors, and the phases of a round, are timed at 16,384
-tokens, batch 1; elsewhere those that are compared. Prompts are of the kind editing; a last process
-has the kind recall, whose answers stand far back and nowhere near: the rest of a name.
+in all, of recall twelve (`experiments.throughput`). All selectors, and the phases of a round, are
+timed at 16,384 tokens, batch 1; elsewhere those that are compared. Prompts are of the kind editing;
+a last process has the kind recall, whose answers stand far back and nowhere near: the rest of a
+name.
 """
 
 import statistics
@@ -102,9 +103,11 @@ def _notes(cells: list[dict[str, Any]]) -> list[str]:
   if not cells:
     return ["Nothing is measured: give --measure."]
   first = {cell["kind"]: cell for cell in reversed(cells)}
+  prompts = lambda cell: cell.get("batches", 1) * cell["batch_size"]
   return [
     *(
-      f"Prompts of the kind {kind}, {cell['new_tokens']} new tokens each, greedy, float32; methods"
+      f"{prompts(cell)} prompts a cell of the kind {kind}, {cell['new_tokens']} new tokens each,"
+      " greedy, float32; methods"
       f" in turn, medians over {len(cell['methods']['autoregressive']['seconds'])} rounds of the"
       " ratio of two times of one round."
       for kind, cell in sorted(first.items())

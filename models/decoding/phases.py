@@ -4,6 +4,10 @@ A round is one compiled program, so its phases have no seconds of their own. Eac
 runs it many times in a loop on the device, as rounds follow one another: called once at a time, a
 program also pays for its memory, for waking the cores and for the trip to the host, together as
 much again as a phase. The sum of the phases and the fused round differ by what fusing saves.
+
+Behind a verification, which has read more than the processor's caches hold, a selection and its
+gather find nothing there. So before each of their runs as much is read again; the same program
+without the phase is timed too, and subtracted. The other phases leave behind what they would find.
 """
 
 import functools
@@ -15,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from models.axes import Array, Int
 from models.decoding.generate import Generator
 from models.decoding.loop import advance_rounds
 from models.decoding.method import Method
@@ -30,9 +35,15 @@ from models.decoding.selectors.base import InLayerSelector
 from models.transformer import Parameters, Transformer
 
 REPEATS, ROUNDS = 5, 8
+_CACHES = 64 * 2**20  # bytes; more than caches hold
 
 # (model, parameters, method, state, what phases before made) -> (state, the same, what it makes)
 Phase = Callable[[Transformer, Parameters, Method, LoopState, Any], tuple[LoopState, Any, Any]]
+
+
+def _nothing(model, parameters, method, state, made):
+  del model, parameters, method
+  return state, made, None
 
 
 def _select(model, parameters, method, state, made):
@@ -86,13 +97,18 @@ def _repeat(
   made: Any,
   out: Any,
   times: jax.Array,
+  others: Int[Array, " N"] | None = None,
 ) -> tuple[LoopState, Any, Any]:
-  """The phase `times` times from the same state, what it makes over `out`; all are donated."""
+  """The phase `times` times from the same state, what it makes over `out`; all are donated.
+
+  If `others` are given, zeros, each run begins when they are read.
+  """
 
   def step(i, carry):
     old, made, _ = carry
     # Nothing of a step is the same in all of them, to the compiler: it must not be done but once.
-    varied = functools.partial(jax.tree.map, functools.partial(_varied, zero=jnp.minimum(i, 0)))
+    zero = jnp.minimum(i, 0) if others is None else jnp.minimum(i, others).max()
+    varied = functools.partial(jax.tree.map, functools.partial(_varied, zero=zero))
     if old.selecting is not None:
       old = old._replace(selecting=old.selecting._replace(known=varied(old.selecting.known)))
     new, made, out = phase(model, parameters, method, old, varied(made))
@@ -134,8 +150,12 @@ def time_phases(generator: Generator, state: LoopState) -> tuple[dict[str, float
   selection = scratch = None
   if not isinstance(method.selector, InLayerSelector):
     if method.refresh:
-      seconds["select"], state, _, selection = _timed(generator, _select, state, None)
-      seconds["gather"], state, selection, scratch = _timed(generator, _gather, state, selection)
+      timed = functools.partial(_timed, generator, others=jnp.zeros(_CACHES // 4, jnp.int32))
+      reading, state, *_ = timed(_nothing, state, jnp.int32(0))
+      seconds["select"], state, _, selection = timed(_select, state, None)
+      seconds["gather"], state, selection, scratch = timed(_gather, state, selection)
+      for name in ("select", "gather"):
+        seconds[name] = max(seconds[name] - reading, 0.0)
     else:  # made once, before the first round
       assert state.selecting is not None and state.selecting.held is not None
       selection = jax.tree.map(jnp.copy, state.selecting.held.selection)
@@ -192,12 +212,16 @@ def _seconds(
 
 
 def _timed(
-  generator: Generator, phase: Phase, state: LoopState, made: Any
+  generator: Generator,
+  phase: Phase,
+  state: LoopState,
+  made: Any,
+  others: Int[Array, " N"] | None = None,
 ) -> tuple[float, LoopState, Any, Any]:
   """(median seconds of one, the state, `made`, what the phase makes); both are donated."""
   model, parameters, method = generator.model, generator.parameters, generator.method
   shapes = jax.eval_shape(lambda s, m: phase(model, parameters, method, s, m)[2], state, made)
   out = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-  run = functools.partial(_repeat, model, parameters, method, phase)
+  run = functools.partial(_repeat, model, parameters, method, phase, others=others)
   seconds, state, made, out = _seconds(run, state, made, out)
   return statistics.median(seconds), state, made, out

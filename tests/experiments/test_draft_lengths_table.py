@@ -36,5 +36,15 @@ def test_a_row():
   )
 
 
+def test_the_prompts_of_a_cell_are_told(monkeypatch, tmp_path):
+  notes = draft_lengths._notes([cell(**FIXED, auto=[5.0] * 3)])
+  assert "12 prompts a cell, medians over 3 rounds" in notes[0]
+  planned = {}
+  monkeypatch.setattr(draft_lengths.runs, "measure", lambda folder, todo, _: planned.update(todo))
+  draft_lengths.measure(tmp_path, quick=False)
+  assert "--batches=12" in planned["editing-1024x1"].flags
+  assert "--batches=3" in planned["continuation-16384x4"].flags
+
+
 def test_nothing_measured(tmp_path):
   assert NOT_MEASURED in draft_lengths.table(tmp_path).markdown()
