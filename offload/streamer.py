@@ -34,7 +34,7 @@ from schedules.residency import derive
 from schedules.simulate import Profile
 from schedules.steps import RESIDENT_UNIT, Kind, Step, Work
 
-_HOLES = 32 * 2**20  # bytes that freed blocks may leave in the heap
+_HOLES = 24 * 2**20  # bytes that freed blocks may leave in the heap
 
 
 @dataclasses.dataclass(frozen=True)

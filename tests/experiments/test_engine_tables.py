@@ -103,7 +103,7 @@ def test_the_resident_set_stays_within_the_budgets(tmp_path):
   budgets = memory.budgets_of(tmp_path / "memory" / "large.0")
   assert found["large"]["optimizer_state_bytes"] >= 5 * budgets["host"]
   over = found["large"]["peak_resident_bytes"] - found["tiny"]["peak_resident_bytes"]
-  assert over <= sum(budgets.values()) + 32 * 2**20
+  assert over <= sum(budgets.values())
 
 
 def test_a_run_that_fails_is_named(tmp_path):
