@@ -17,7 +17,7 @@ from models.config import PRESETS, ModelConfig
 from models.transformer import Transformer
 from models.weights import checkpoint
 from offload import manifest, snapshot
-from offload.budget import budgets
+from offload.budget import budgets, spare_bytes
 from offload.checksums import Corrupt
 from offload.feed import Batch
 from offload.layout import Layout
@@ -125,7 +125,9 @@ def place_beside(programs: Programs, plan: Plan) -> Plan:
     check_derived(settings.schedule, settings.work, pools)
     if not FLAGS.dry_run:
       _check_disk(plan.store, pools, settings.work)
-  return dataclasses.replace(plan, settings=dataclasses.replace(settings, pools=pools))
+  spare = spare_bytes(plan.limits, pools, settings.work, programs.reserved_bytes)
+  settings = dataclasses.replace(settings, pools=pools, spare_bytes=spare)
+  return dataclasses.replace(plan, settings=settings)
 
 
 def _check_lengths(config: ModelConfig) -> None:

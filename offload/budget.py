@@ -5,7 +5,8 @@ import os
 import jax
 
 from schedules.placement import Budgets
-from schedules.steps import Tier
+from schedules.pools import Pools
+from schedules.steps import Tier, Work
 
 _SHARE = 0.8  # of what is there; the rest is for the program itself and for the page cache
 
@@ -25,3 +26,12 @@ def budgets(host: int | None, device: int | None) -> Budgets:
     Tier.HOST: found[0] if host is None else host,
     Tier.DEVICE: found[1] if device is None else device,
   }
+
+
+def spare_bytes(limits: Budgets, pools: Pools, work: Work, device_reserved: int) -> int:
+  """What the budgets leave of the host's memory, in bytes: of the device's budget, too, where the
+  device is the CPU. `device_reserved` is what the programs take beside the pools."""
+  taken = pools.peak_bytes(work)
+  taken[Tier.DEVICE] += device_reserved
+  tiers = (Tier.HOST, Tier.DEVICE) if jax.default_backend() == "cpu" else (Tier.HOST,)
+  return sum(max(limit - taken[tier], 0) for tier in tiers if (limit := limits[tier]) is not None)

@@ -44,6 +44,7 @@ class Settings:
   Attributes:
     clip_norm: gradients whose global norm exceeds it are scaled down to it; 0: they never are.
     loss_scale: of float16 parameters, at first.
+    spare_bytes: of host memory, which holes in the heap may fill before they are given back.
 
   Raises:
     ValueError: clipping, or a loss scale, with a schedule whose steps are not whole.
@@ -60,6 +61,7 @@ class Settings:
   keep: int = 1  # commits
   clip_norm: float = 0.0
   loss_scale: LossScale = UNSCALED
+  spare_bytes: int = 0
 
   def __post_init__(self):
     mend = "and this schedule updates units before that: set --delayed_fraction=1"
@@ -115,7 +117,7 @@ class Streamer:
       self._state.initialise(jax.random.key(settings.seed), settings.optimizer)
     self._judge = Judge(settings.clip_norm, loss_scale)
     give_back()
-    self._trim = Trimmer(growth=max(_HOLES, programs.reserved_bytes))
+    self._trim = Trimmer(growth=max(_HOLES, programs.reserved_bytes, settings.spare_bytes))
 
   @property
   def peak_bytes(self) -> dict[str, int]:

@@ -167,10 +167,11 @@ def test_training_gives_back_what_it_has_freed_and_remembers_what_is_in_use(
   streaming, tmp_path, monkeypatch
 ):
   """Over runs: what a trim has left in one of them is in use in the next."""
-  streamer, resident, given = streaming(tmp_path, "llama", "vertical"), [0], []
+  resident, given = [0], []
   monkeypatch.setattr(buffers, "_resident_bytes", lambda: resident[0])
   monkeypatch.setattr(buffers, "give_back", lambda keep: given.append(resident[0]))
-  for resident[0] in (0, 2**40, 2**40, 2**41):
+  streamer = streaming(tmp_path, "llama", "vertical", spare_bytes=2**40)
+  for resident[0] in (0, 2**40, 2**40 + 1, 2**40 + 1, 2**41, 2**42):
     streamer.run(1)
-  assert given == [2**40, 2**41]
+  assert given == [2**40 + 1, 2**42]
   streamer.release()

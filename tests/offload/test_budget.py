@@ -1,0 +1,26 @@
+"""What the memory budgets leave."""
+
+import jax
+import pytest
+
+from offload.budget import spare_bytes
+from offload.layout import Layout
+from offload.programs import Shape
+from offload.sizes import sizes_of
+from schedules.placement import smallest
+from schedules.steps import Tier, Work
+
+
+@pytest.mark.parametrize(("platform", "spare"), [("cpu", 5 + 7), ("gpu", 5)])
+def test_a_device_budget_is_of_the_hosts_memory_on_a_cpu_alone(
+  small_model, monkeypatch, platform, spare
+):
+  monkeypatch.setattr(jax, "default_backend", lambda: platform)
+  unit = jax.eval_shape(small_model.init_unit, jax.random.key(0))
+  work = Work(small_model.units, 2)
+  pools = smallest(sizes_of(small_model, Layout.of(unit), Shape(2, 24), 2), work, True)
+  peaks = pools.peak_bytes(work)
+  limits = {Tier.HOST: peaks[Tier.HOST] + 5, Tier.DEVICE: peaks[Tier.DEVICE] + 100 + 7}
+  assert spare_bytes(limits, pools, work, 100) == spare
+  assert spare_bytes(limits | {Tier.HOST: None}, pools, work, 100) == spare - 5
+  assert spare_bytes(limits | {Tier.HOST: 1}, pools, work, 100) == spare - 5
