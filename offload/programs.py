@@ -73,6 +73,10 @@ class Programs:
   infer(unit, x, where) -> y, and loss(unit, head, x, targets, where) -> loss: nothing is dropped
 
   `loss` is summed over tokens; gradients are those of loss * scale, summed in float32.
+
+  Attributes:
+    reserved_bytes: device memory beside the pools: what the largest program takes for itself, and
+      the first unit's input and its gradient, which are made where they are used.
   """
 
   def __init__(self, model: Model, layout: Layout, shape: Shape):
@@ -103,15 +107,10 @@ class Programs:
     self.loss = _compile(self._loss, unit, head, x, tokens, where)
     self.unit_zeros = _zeros(gradients)
     self.head_zeros, self.embed_zeros = _zeros(head_gradients), _zeros(embed_gradients)
-
-  @property
-  def reserved_bytes(self) -> int:
-    """Device memory beside the pools: what the largest program takes for itself, and the first
-    unit's input and its gradient, which are made where they are used."""
     programs = (self.forward, self.backward, self.loss_backward, self.embed_backward)
     sizes = [program.memory_analysis() for program in programs]
     largest = max(size.temp_size_in_bytes if size is not None else 0 for size in sizes)
-    return largest + 2 * self.boundary.size * self.boundary.dtype.itemsize
+    self.reserved_bytes = largest + 2 * x.size * x.dtype.itemsize
 
   def head_part(self, resident: Tree) -> Tree:
     """What of the resident parameters the loss reads."""
