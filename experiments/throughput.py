@@ -26,6 +26,7 @@ from experiments import data, decoding_flags, program, prompts, reference_run, r
 from experiments.decoding_flags import AUTOREGRESSIVE
 from experiments.generate_report import acceptance_by_position, acceptance_length
 from models.decoding import roofline
+from models.decoding.draft_length import RoundSeconds
 from models.decoding.generate import (
   Generator,
   Prompts,
@@ -118,11 +119,11 @@ def _measure(
 ) -> dict[str, dict[str, Any]]:
   """Of each method: seconds of every round, texts, rounds by accepted drafts, phases."""
   found: dict[str, dict[str, Any]] = {}
+  known: dict[str, RoundSeconds | None] = {}
   for text, generator in generators.items():
     clock = time.perf_counter()
-    known = measure_rounds(generator, FLAGS.batch_size, slots=slots, wanted=FLAGS.new_tokens)
+    known[text] = measure_rounds(generator, FLAGS.batch_size, slots=slots, wanted=FLAGS.new_tokens)
     found[text] = {
-      "known": known,
       "measuring_seconds": time.perf_counter() - clock,
       "seconds": [0.0] * FLAGS.rounds,
       "texts": [],
@@ -132,9 +133,8 @@ def _measure(
     }
   for index, batch in enumerate(batches):
     print(f"batch {index + 1} of {len(batches)}", flush=True)
-    _measure_batch(generators, pad(batch), slots, index, found, log)
+    _measure_batch(generators, pad(batch), slots, known, index, found, log)
   for own in found.values():
-    del own["known"]
     own["phases"] = _medians(own["phases"])
     pairs = zip(found[AUTOREGRESSIVE]["seconds"], own["seconds"], strict=True)
     own["speedups"] = [base / seconds for base, seconds in pairs]
@@ -150,6 +150,7 @@ def _measure_batch(
   generators: dict[str, Generator],
   batch: Prompts,
   slots: int,
+  known: dict[str, RoundSeconds | None],
   index: int,
   found: dict[str, dict[str, Any]],
   log: run_log.RunLog,
@@ -162,7 +163,7 @@ def _measure_batch(
       own = found[text]
       clock = time.perf_counter()
       state = generator.start(batch, cache.with_lengths(batch.lengths - 1), keys, wanted)
-      state, tallies = jax.block_until_ready(generator.finish(state, wanted, own["known"]))
+      state, tallies = jax.block_until_ready(generator.finish(state, wanted, known[text]))
       seconds = time.perf_counter() - clock
       if turn:
         own["seconds"][turn - 1] += seconds

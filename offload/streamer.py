@@ -150,9 +150,10 @@ class Streamer:
     known, ends = [], [time.perf_counter()]
 
     def done(step: Step) -> None:
-      if step.computation is not None:
-        self._trim()
-      if step.computation is not None and step.computation.unit == RESIDENT_UNIT:
+      if step.computation is None:
+        return
+      self._trim()
+      if step.computation.unit == RESIDENT_UNIT:
         ends.append(time.perf_counter())
         known.append(self._known(step.iteration, actions.passes.loss(step.iteration)))
         on_iteration(known[-1])
