@@ -3,6 +3,7 @@
 import dataclasses
 
 from offload.device_slots import DeviceSlots
+from offload.executor import Wait
 from offload.passes import Passes
 from offload.transfers import Transfers
 from offload.updates import Updates
@@ -18,12 +19,11 @@ class Actions:
   passes: Passes
   updates: Updates
 
-  def perform(self, step: Step) -> None:
-    """Returns when the step's effects are complete."""
+  def perform(self, step: Step) -> Wait | None:
+    """Returns when the step's effects are complete, or else what returns then."""
     self.device.free(step)
     if step.computation is None:
-      self.transfers.perform(step)
-    elif step.computation.action is Action.UPDATE:
-      self.updates.perform(step)
-    else:
-      self.passes.perform(step)
+      return self.transfers.perform(step)
+    if step.computation.action is Action.UPDATE:
+      return self.updates.perform(step)
+    return self.passes.perform(step)

@@ -112,9 +112,9 @@ class Trimmer:
   iteration of 0.8 s (16 units of 0.8M parameters, 512 tokens, 96 MiB of budgets).
   """
 
-  def __init__(self, growth: int, keep: int = 32 * 2**20):
+  def __init__(self, growth: int, keep: int):
     """`growth` should exceed what is freed and allocated anew again and again, or each time it
-    would be given back."""
+    would be given back, and `keep` the largest block of it."""
     self._growth, self._keep = growth, keep
     self._used = _resident_bytes()
 

@@ -1,9 +1,11 @@
-"""What the device holds: a tree of arrays for each (kind, slot)."""
+"""What the device holds: a tree of arrays for each (kind, slot).
+
+The arrays of a computation that has only begun are still to come; the device's later ones may read
+them all the same.
+"""
 
 from collections.abc import Callable
 from typing import Any
-
-import jax
 
 from schedules.steps import Access, Kind, Mode, Step, Tier
 
@@ -24,8 +26,7 @@ class DeviceSlots:
     return self._held[_key(access)]
 
   def __setitem__(self, access: Access, value: Any) -> None:
-    """Returns once the value is there."""
-    self._held[_key(access)] = jax.block_until_ready(value)
+    self._held[_key(access)] = value
 
   def read(self, step: Step, kind: Kind) -> Any:
     return self[step.access(Tier.DEVICE, kind, writes=False)]

@@ -2,24 +2,38 @@
 
 A worker takes, among its queue's steps whose waits are over, the one listed first. Nothing else is
 scheduled by hand: prefetching and overlap follow from the list.
+
+A queue works in order. So a step need not wait for the end of another of its own queue, only until
+that has begun; and where beginning a step does not take until its end, as with the computations of
+a device, a worker begins one step ahead: what it costs to begin it passes while the device works.
 """
 
+import contextlib
 import dataclasses
 import heapq
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from schedules.steps import Queue, Step
 
 _WINDOW = 4096  # steps known to the workers at one time
+_AHEAD = 1  # steps of a queue that have begun before the one at work ends
 NOTED = 4  # iterations that leave their spans: those of a long run would not fit in memory
+
+
+Wait = Callable[[], None]
+Perform = Callable[[Step], Wait | None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-  """A step that has run, in seconds since the executor was made."""
+  """A step that has run, in seconds since the executor was made.
+
+  One that began before the step ahead of it had ended starts with that end.
+  """
 
   queue: Queue
   name: str
@@ -28,8 +42,15 @@ class Span:
   stop: float
 
 
+class _Begun(NamedTuple):
+  step: Step
+  start: float
+  wait: Wait | None
+
+
 class Executor:
-  """Runs steps by `perform`, which must return only when a step's effects are visible to all.
+  """Runs steps by `perform`, which returns when a step's effects are visible to all, or else what
+  returns then; until then only steps of the same queue may rely on them.
 
   With `overlap=False` a single worker takes the steps strictly in list order.
 
@@ -38,11 +59,12 @@ class Executor:
     busy: seconds of work of each queue, over all iterations.
   """
 
-  def __init__(self, perform: Callable[[Step], None], *, overlap: bool = True, noted: int = NOTED):
+  def __init__(self, perform: Perform, *, overlap: bool = True, noted: int = NOTED):
     self._perform, self._noted = perform, noted
     self._overlap = overlap
     self._began = time.perf_counter()
     self._first: int | None = None
+    self._stopped = dict.fromkeys(Queue, 0.0)  # when each queue's last step ended
     self.spans: list[Span] = []
     self.busy = dict.fromkeys(Queue, 0.0)
 
@@ -62,10 +84,10 @@ class Executor:
     """
     if not self._overlap:
       for step in filter(admits, steps):
-        self._time(step)
+        self._finish(self._begin(step))
         done(step)
       return
-    run = _Run(self._time, done, admits)
+    run = _Run(self._begin, self._finish, done, admits)
     workers = [threading.Thread(target=run.work, args=(q,), name=q, daemon=True) for q in Queue]
     for worker in workers:
       worker.start()
@@ -80,18 +102,33 @@ class Executor:
         worker.join()
     run.reraise()
 
-  def _time(self, step: Step) -> None:
+  def _begin(self, step: Step) -> _Begun:
     start = time.perf_counter() - self._began
-    try:
-      self._perform(step)
-    except Exception as error:
-      error.add_note(f"In step: {step}.")
-      raise
+    with _naming(step):
+      return _Begun(step, start, self._perform(step))
+
+  def _finish(self, begun: _Begun) -> None:
+    step = begun.step
+    if begun.wait is not None:
+      with _naming(step):
+        begun.wait()
     stop = time.perf_counter() - self._began
+    start = max(begun.start, self._stopped[step.queue])
+    self._stopped[step.queue] = stop
     self.busy[step.queue] += stop - start
     self._first = step.iteration if self._first is None else self._first
     if step.iteration < self._first + self._noted:
       self.spans.append(Span(step.queue, str(step), step.iteration, start, stop))
+
+
+@contextlib.contextmanager
+def _naming(step: Step):
+  """Notes the step's name in what is raised."""
+  try:
+    yield
+  except Exception as error:
+    error.add_note(f"In step: {step}.")
+    raise
 
 
 class _Run:
@@ -100,16 +137,18 @@ class _Run:
 
   def __init__(
     self,
-    perform: Callable[[Step], None],
+    begin: Callable[[Step], _Begun],
+    finish: Callable[[_Begun], None],
     done: Callable[[Step], None],
     admits: Callable[[Step], bool],
   ):
-    self._perform, self._done, self._admits = perform, done, admits
+    self._begin, self._finish, self._done, self._admits = begin, finish, done, admits
     self._lock, self._telling = threading.Lock(), threading.Lock()
     self._room = threading.Condition(self._lock)
     self._ready_or_over = {queue: threading.Condition(self._lock) for queue in Queue}
     self._ready: dict[Queue, list[int]] = {queue: [] for queue in Queue}
     self._steps: dict[int, Step] = {}  # those that have not ended
+    self._begun: set[int] = set()  # of them
     self._waits: dict[int, int] = {}
     self._waiting: dict[int, list[int]] = defaultdict(list)
     self._closed = False
@@ -121,7 +160,7 @@ class _Run:
       if self._error:
         self._raise()
       self._steps[step.index] = step
-      open_waits = [w for w in step.waits if w in self._steps]
+      open_waits = [w for w in step.waits if not self._suffices(w, step)]
       for wait in open_waits:
         self._waiting[wait].append(step.index)
       self._waits[step.index] = len(open_waits)
@@ -134,16 +173,33 @@ class _Run:
       self._wake_all()
 
   def work(self, queue: Queue) -> None:
-    while (step := self._next(queue)) is not None:
-      try:
-        if self._admits(step):
-          self._perform(step)
-          with self._telling:
-            self._done(step)
-      except BaseException as error:
-        self.fail(error)
-        return
-      self._end(step)
+    under_way: deque[_Begun] = deque()
+    try:
+      while (step := self._next(queue, patient=not under_way)) is not None or under_way:
+        self._go_on(step, under_way)
+    except BaseException as error:
+      self.fail(error)
+      for begun in under_way:  # what they use must stay until they end
+        with contextlib.suppress(Exception):
+          self._finish(begun)
+
+  def _go_on(self, step: Step | None, under_way: deque[_Begun]) -> None:
+    """Begins a step, if there is one, and ends those that may not stay under way beside it."""
+    if step is not None and not self._admits(step):
+      self._release(step, over=True)
+      return
+    ahead = 0
+    if step is not None:
+      under_way.append(self._begin(step))
+      if under_way[-1].wait is not None:
+        ahead = _AHEAD
+        self._release(step, over=False)
+    while len(under_way) > ahead:
+      begun = under_way.popleft()
+      self._finish(begun)
+      with self._telling:
+        self._done(begun.step)
+      self._release(begun.step, over=True)
 
   def reraise(self) -> None:
     if self._error:
@@ -153,21 +209,37 @@ class _Run:
     assert self._error is not None
     raise self._error
 
-  def _next(self, queue: Queue) -> Step | None:
+  def _next(self, queue: Queue, patient: bool) -> Step | None:
+    """The queue's next step; None when all is over or, for the impatient, while none is ready."""
     with self._lock:
       over = lambda: self._error or (self._closed and not self._steps)
-      self._ready_or_over[queue].wait_for(lambda: self._ready[queue] or over())
+      if patient:
+        self._ready_or_over[queue].wait_for(lambda: self._ready[queue] or over())
       if self._error or not self._ready[queue]:
         return None
       return self._steps[heapq.heappop(self._ready[queue])]
 
-  def _end(self, step: Step) -> None:
+  def _suffices(self, wait: int, step: Step) -> bool:
+    """Whether a step need no longer wait for another."""
+    return wait not in self._steps or (
+      wait in self._begun and self._steps[wait].queue is step.queue
+    )
+
+  def _release(self, step: Step, *, over: bool) -> None:
+    """Makes ready what need no longer wait for a step that has begun, or is over."""
     with self._lock:
-      del self._steps[step.index], self._waits[step.index]
-      for index in self._waiting.pop(step.index, ()):
-        self._waits[index] -= 1
-        if self._waits[index] == 0:
-          self._make_ready(self._steps[index])
+      self._begun.add(step.index)
+      if over:
+        self._begun.remove(step.index)
+        del self._steps[step.index], self._waits[step.index]
+      waiting = [self._steps[i] for i in self._waiting.pop(step.index, ())]
+      for later in waiting:
+        if not self._suffices(step.index, later):
+          self._waiting[step.index].append(later.index)
+          continue
+        self._waits[later.index] -= 1
+        if self._waits[later.index] == 0:
+          self._make_ready(later)
       self._room.notify()
       if self._closed and not self._steps:
         self._wake_all()

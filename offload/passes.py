@@ -4,14 +4,18 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 
 from offload.device_slots import DeviceSlots
+from offload.executor import Wait
 from offload.feed import Batch, Feed
 from offload.programs import Programs, Where
 from offload.resident import Resident, gradients_of
 from offload.verdict import Judge, add_squares
 from schedules.steps import Action, Computation, Kind, Step, Tier, Work
+
+Tree = Any
 
 
 class NonFiniteGradientError(ArithmeticError):
@@ -19,11 +23,7 @@ class NonFiniteGradientError(ArithmeticError):
 
 
 class Passes:
-  """Forward and backward of units.
-
-  Attributes:
-    losses: iteration -> micro-batch -> loss in nats, summed over its tokens.
-  """
+  """Forward and backward of units."""
 
   def __init__(
     self,
@@ -37,30 +37,32 @@ class Passes:
   ):
     self._work, self._programs, self._resident = work, programs, resident
     self._device, self._judge, self._feed, self._seed = device, judge, feed, seed
-    self.losses: dict[int, dict[int | None, float]] = defaultdict(dict)
+    # Iteration -> micro-batch -> loss in nats, summed over its tokens.
+    self._losses: dict[int, dict[int | None, jax.Array]] = defaultdict(dict)
 
-  def perform(self, step: Step) -> None:
-    """Returns when the results are on the device.
+  def perform(self, step: Step) -> Wait | None:
+    """Begins; what is returned waits until the results are on the device.
 
-    Raises:
+    Raises, here or there:
       NonFiniteGradientError: names the unit and the iteration; where updates wait for the norm, the
         step is skipped instead.
     """
     c = _computation(step)
-    (self._forward if c.action is Action.FORWARD else self._backward)(step)
+    return (self._forward if c.action is Action.FORWARD else self._backward)(step)
 
   def loss(self, iteration: int) -> float:
     """Nats per token of an iteration that is over."""
-    losses = self.losses.pop(iteration)
-    total = sum(losses[m] for m in range(self._work.micro_batches))
+    losses = self._losses.pop(iteration)
+    total = sum(float(losses[m]) for m in range(self._work.micro_batches))
     return total / self._feed.weight(iteration)
 
-  def _forward(self, step: Step) -> None:
+  def _forward(self, step: Step) -> Wait:
     at, unit = self._where(step), self._device.read(step, Kind.PARAMETERS)
     y = self._programs.forward(unit, self._input(step, at), at)
     self._device.write(step, Kind.BOUNDARY, y)
+    return lambda: jax.block_until_ready(y)
 
-  def _backward(self, step: Step) -> None:
+  def _backward(self, step: Step) -> Wait | None:
     c, p, held = _computation(step), self._programs, self._device
     at = self._where(step)
     unit, x = held.read(step, Kind.PARAMETERS), self._input(step, at)
@@ -76,7 +78,7 @@ class Passes:
       loss, dx, gradients, resident["head"] = p.loss_backward(
         unit, head, x, targets, scale, gradients, resident["head"], at
       )
-      self.losses[c.iteration][c.micro_batch] = float(loss)
+      self._losses[c.iteration][c.micro_batch] = loss
     else:
       dy = held.read(step, Kind.BOUNDARY_GRADIENT)
       dx, gradients = p.backward(unit, x, dy, gradients, at)
@@ -89,19 +91,35 @@ class Passes:
     held.write(step, Kind.GRADIENTS, gradients)
     if resident is not None:
       held.write(step, Kind.RESIDENT_GRADIENTS, resident)
-    if step.accesses_to(Tier.DEVICE, Kind.NORM):
-      self._complete(step, gradients)
+    squares = self._add_to_norm(step, gradients)
+    if c.unit > 0:
+      return lambda: self._end(c, dx, squares)
+    jax.block_until_ready(resident)
+    if squares is not None:
+      self._decide(step, squares)
+    return None
 
-  def _complete(self, step: Step, gradients: Any) -> None:
-    """Adds a unit's gradients to the norm; the first unit's are the last of all."""
-    c = _computation(step)
+  def _add_to_norm(self, step: Step, gradients: Tree) -> jax.Array | None:
+    """Adds a unit's gradients to the norm once they are complete."""
+    if not step.accesses_to(Tier.DEVICE, Kind.NORM):
+      return None
     squares = self._device.sum_so_far(step, Kind.NORM, lambda: np.float32(0))
     squares = add_squares(squares, gradients)
-    self._refuse_unless_finite(c, squares, f"unit {c.unit}")
-    if c.unit == 0:
-      squares = add_squares(squares, gradients_of(step, self._device))
-      self._refuse_unless_finite(c, squares, "the embedding or the head")
-      self._judge.decide(c.iteration, squares)
+    self._device.write(step, Kind.NORM, squares)
+    return squares
+
+  def _end(self, c: Computation, dx: jax.Array, squares: jax.Array | None) -> None:
+    jax.block_until_ready(dx)  # not the sums: the next micro-batch may have taken them
+    if squares is not None:
+      self._refuse_unless_finite(c, squares, f"unit {c.unit}")
+
+  def _decide(self, step: Step, squares: jax.Array) -> None:
+    """Decides on the iteration, as the first unit's gradients are the last of all."""
+    c = _computation(step)
+    self._refuse_unless_finite(c, squares, "unit 0")
+    squares = add_squares(squares, gradients_of(step, self._device))
+    self._refuse_unless_finite(c, squares, "the embedding or the head")
+    self._judge.decide(c.iteration, squares)
     self._device.write(step, Kind.NORM, squares)
 
   def _refuse_unless_finite(self, c: Computation, squares: Any, what: str) -> None:

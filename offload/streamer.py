@@ -117,7 +117,8 @@ class Streamer:
       self._state.initialise(jax.random.key(settings.seed), settings.optimizer)
     self._judge = Judge(settings.clip_norm, loss_scale)
     give_back()
-    self._trim = Trimmer(growth=max(_HOLES, programs.reserved_bytes, settings.spare_bytes))
+    reserved = programs.reserved_bytes
+    self._trim = Trimmer(max(_HOLES, reserved, settings.spare_bytes), keep=max(_HOLES, reserved))
 
   @property
   def peak_bytes(self) -> dict[str, int]:

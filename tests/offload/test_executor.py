@@ -1,5 +1,6 @@
 """The executor on steps that only note down what happens."""
 
+import itertools
 import random
 import threading
 import time
@@ -41,6 +42,79 @@ def test_whichever_queue_is_slow_the_order_is_right(pools, slow):
   Executor(perform).run(steps(pools), ended.append)
   Replay(WORK, pools).run(ended)
   assert sorted(s.index for s in ended) == list(range(len(ended)))
+
+
+class Device:
+  """Steps of one queue that end only when they are waited for, in order; all others at once."""
+
+  def __init__(self, queue):
+    self.queue, self.ended = queue, []
+    self.begun, self.most = [], 0
+    self.lock = threading.Lock()
+
+  def perform(self, step):
+    with self.lock:
+      known = {s.index: s for s in self.begun}
+      over = {s.index for s in self.ended}
+      late = [w for w in step.waits if w not in over and known[w].queue is not step.queue]
+      assert not late, f"{step} began before {known[late[0]]} had ended"
+      self.begun.append(step)
+      under_way = [s for s in self.begun if s.queue is self.queue and s not in self.ended]
+      self.most = max(self.most, len(under_way))
+      if step.queue is not self.queue:
+        self.ended.append(step)
+        return None
+
+    def wait():
+      with self.lock:
+        assert under_way[0] is step or under_way[0] in self.ended, "out of order"
+        self.ended.append(step)
+
+    return wait
+
+
+@pytest.mark.parametrize("queue", Queue)
+def test_a_queue_that_need_not_wait_begins_one_step_ahead(pools, queue):
+  device = Device(queue)
+  Executor(device.perform).run(steps(pools, 3))
+  assert sorted(s.index for s in device.ended) == list(range(len(device.ended)))
+  Replay(WORK, pools).run(device.ended)
+  assert device.most <= 2
+  if queue is Queue.DEVICE:  # whose steps mostly wait for each other
+    assert device.most == 2
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_what_fails_after_it_began_is_named(pools, overlap):
+  begun, waited = [], []
+
+  def perform(step):
+    if step.queue is not Queue.DEVICE:
+      return None
+    begun.append(str(step))
+
+    def wait():
+      waited.append(str(step))
+      if len(waited) == 7:
+        raise ArithmeticError("not finite")
+
+    return wait
+
+  with pytest.raises(ArithmeticError, match="not finite") as caught:
+    Executor(perform, overlap=overlap).run(steps(pools, 50))
+  assert caught.value.__notes__ == [f"In step: {waited[6]}."]
+  assert waited == begun  # what had begun is finished
+
+
+def test_spans_of_a_queue_that_works_ahead_do_not_overlap(pools):
+  def perform(step):
+    return (lambda: time.sleep(1e-3)) if step.queue is Queue.DEVICE else None
+
+  executor = Executor(perform)
+  executor.run(steps(pools))
+  spans = [s for s in executor.spans if s.queue is Queue.DEVICE]
+  assert all(a.stop <= b.start for a, b in itertools.pairwise(spans))
+  assert executor.busy[Queue.DEVICE] == pytest.approx(sum(s.stop - s.start for s in spans))
 
 
 def test_queues_overlap(pools):
