@@ -3,7 +3,7 @@
 import dataclasses
 
 from offload.device_slots import DeviceSlots
-from offload.executor import Wait
+from offload.executor import Rest
 from offload.passes import Passes
 from offload.transfers import Transfers
 from offload.updates import Updates
@@ -19,8 +19,8 @@ class Actions:
   passes: Passes
   updates: Updates
 
-  def perform(self, step: Step) -> Wait | None:
-    """Returns when the step's effects are complete, or else what returns then."""
+  def perform(self, step: Step) -> Rest | None:
+    """Returns when the step's effects are complete, or else the rest of it."""
     self.device.free(step)
     if step.computation is None:
       return self.transfers.perform(step)

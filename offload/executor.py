@@ -1,11 +1,12 @@
 """Walks a derived list with one worker for each queue.
 
-A worker takes, among its queue's steps whose waits are over, the one listed first. Nothing else is
+A worker takes, among its queue's steps that may begin, the one listed first. Nothing else is
 scheduled by hand: prefetching and overlap follow from the list.
 
-A queue works in order. So a step need not wait for the end of another of its own queue, only until
-that has begun; and where beginning a step does not take until its end, as with the computations of
-a device, a worker begins one step ahead: what it costs to begin it passes while the device works.
+A step may begin once all that it waits for is over; of its own queue, which works in order, it need
+only have begun. So where beginning a step does not take until its end, as with a device's
+computations, a worker can be ahead of the step at work: if the next may begin by then, what it
+costs to begin it passes meanwhile.
 """
 
 import contextlib
@@ -20,19 +21,29 @@ from typing import NamedTuple
 from schedules.steps import Queue, Step
 
 _WINDOW = 4096  # steps known to the workers at one time
-_AHEAD = 1  # steps of a queue that have begun before the one at work ends
 NOTED = 4  # iterations that leave their spans: those of a long run would not fit in memory
 
 
-Wait = Callable[[], None]
-Perform = Callable[[Step], Wait | None]
+class Rest(NamedTuple):
+  """What is left of a step that has begun.
+
+  Attributes:
+    finish: returns when the step's effects are visible to all.
+    alone: whether its queue begins nothing before that.
+  """
+
+  finish: Callable[[], None]
+  alone: bool = False
+
+
+Perform = Callable[[Step], Rest | None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Span:
   """A step that has run, in seconds since the executor was made.
 
-  One that began before the step ahead of it had ended starts with that end.
+  One that began ahead starts with the end of the step before it.
   """
 
   queue: Queue
@@ -45,24 +56,25 @@ class Span:
 class _Begun(NamedTuple):
   step: Step
   start: float
-  wait: Wait | None
+  rest: Rest | None
 
 
 class Executor:
-  """Runs steps by `perform`, which returns when a step's effects are visible to all, or else what
-  returns then; until then only steps of the same queue may rely on them.
+  """Runs steps by `perform`, which returns when a step's effects are visible to all, or else the
+  rest of it; until that is finished only steps of the same queue rely on them.
 
-  With `overlap=False` a single worker takes the steps strictly in list order.
+  A queue begins up to `ahead` steps before the one at work ends. With `overlap=False` a single
+  worker takes the steps strictly in list order.
 
   Attributes:
     spans: the steps that ran in the first iterations, in the order in which they ended.
     busy: seconds of work of each queue, over all iterations.
   """
 
-  def __init__(self, perform: Perform, *, overlap: bool = True, noted: int = NOTED):
-    self._perform, self._noted = perform, noted
-    self._overlap = overlap
-    self._began = time.perf_counter()
+  def __init__(self, perform: Perform, *, overlap: bool = True, ahead: int = 0, noted: int = NOTED):
+    self._perform, self._overlap, self._ahead = perform, overlap, ahead
+    self._noted = noted
+    self._origin = time.perf_counter()
     self._first: int | None = None
     self._stopped = dict.fromkeys(Queue, 0.0)  # when each queue's last step ended
     self.spans: list[Span] = []
@@ -87,7 +99,7 @@ class Executor:
         self._finish(self._begin(step))
         done(step)
       return
-    run = _Run(self._begin, self._finish, done, admits)
+    run = _Run(self._begin, self._finish, done, admits, self._ahead)
     workers = [threading.Thread(target=run.work, args=(q,), name=q, daemon=True) for q in Queue]
     for worker in workers:
       worker.start()
@@ -103,16 +115,16 @@ class Executor:
     run.reraise()
 
   def _begin(self, step: Step) -> _Begun:
-    start = time.perf_counter() - self._began
+    start = time.perf_counter() - self._origin
     with _naming(step):
       return _Begun(step, start, self._perform(step))
 
   def _finish(self, begun: _Begun) -> None:
     step = begun.step
-    if begun.wait is not None:
+    if begun.rest is not None:
       with _naming(step):
-        begun.wait()
-    stop = time.perf_counter() - self._began
+        begun.rest.finish()
+    stop = time.perf_counter() - self._origin
     start = max(begun.start, self._stopped[step.queue])
     self._stopped[step.queue] = stop
     self.busy[step.queue] += stop - start
@@ -141,14 +153,16 @@ class _Run:
     finish: Callable[[_Begun], None],
     done: Callable[[Step], None],
     admits: Callable[[Step], bool],
+    ahead: int,
   ):
     self._begin, self._finish, self._done, self._admits = begin, finish, done, admits
+    self._ahead = ahead
     self._lock, self._telling = threading.Lock(), threading.Lock()
     self._room = threading.Condition(self._lock)
     self._ready_or_over = {queue: threading.Condition(self._lock) for queue in Queue}
     self._ready: dict[Queue, list[int]] = {queue: [] for queue in Queue}
-    self._steps: dict[int, Step] = {}  # those that have not ended
-    self._begun: set[int] = set()  # of them
+    self._steps: dict[int, Step] = {}  # those that are not over
+    self._begun: set[int] = set()  # those of them on which their own queue's may build
     self._waits: dict[int, int] = {}
     self._waiting: dict[int, list[int]] = defaultdict(list)
     self._closed = False
@@ -160,7 +174,7 @@ class _Run:
       if self._error:
         self._raise()
       self._steps[step.index] = step
-      open_waits = [w for w in step.waits if not self._suffices(w, step)]
+      open_waits = [w for w in step.waits if self._holds_up(w, step)]
       for wait in open_waits:
         self._waiting[wait].append(step.index)
       self._waits[step.index] = len(open_waits)
@@ -176,25 +190,33 @@ class _Run:
     under_way: deque[_Begun] = deque()
     try:
       while (step := self._next(queue, patient=not under_way)) is not None or under_way:
-        self._go_on(step, under_way)
+        self._end(under_way, self._ahead if step and self._go_ahead(step, under_way) else 0)
     except BaseException as error:
       self.fail(error)
-      for begun in under_way:  # what they use must stay until they end
+      for begun in under_way:  # nothing may be at work when the run is given up
         with contextlib.suppress(Exception):
           self._finish(begun)
 
-  def _go_on(self, step: Step | None, under_way: deque[_Begun]) -> None:
-    """Begins a step, if there is one, and ends those that may not stay under way beside it."""
-    if step is not None and not self._admits(step):
+  def _go_ahead(self, step: Step, under_way: deque[_Begun]) -> bool:
+    """Begins a step; whether the queue may begin another before this one ends."""
+    if not self._admits(step):
+      self._end(under_way, 0)  # whoever waits for this step relies on what came before it, too
       self._release(step, over=True)
-      return
-    ahead = 0
-    if step is not None:
-      under_way.append(self._begin(step))
-      if under_way[-1].wait is not None:
-        ahead = _AHEAD
-        self._release(step, over=False)
-    while len(under_way) > ahead:
+      return False
+    try:
+      begun = self._begin(step)
+    except BaseException:
+      self._end(under_way, 0)  # if one of these fails, its failure is the first
+      raise
+    under_way.append(begun)
+    if begun.rest is None or begun.rest.alone:
+      return False
+    self._release(step, over=False)
+    return True
+
+  def _end(self, under_way: deque[_Begun], but: int) -> None:
+    """Finishes the steps that are under way, in order, but for so many of the last."""
+    while len(under_way) > but:
       begun = under_way.popleft()
       self._finish(begun)
       with self._telling:
@@ -219,28 +241,29 @@ class _Run:
         return None
       return self._steps[heapq.heappop(self._ready[queue])]
 
-  def _suffices(self, wait: int, step: Step) -> bool:
-    """Whether a step need no longer wait for another."""
-    return wait not in self._steps or (
-      wait in self._begun and self._steps[wait].queue is step.queue
-    )
+  def _holds_up(self, earlier: int, step: Step) -> bool:
+    """Whether an earlier step, which `step` waits for, is not far enough for it to begin."""
+    if earlier not in self._steps:
+      return False
+    return earlier not in self._begun or self._steps[earlier].queue is not step.queue
 
   def _release(self, step: Step, *, over: bool) -> None:
-    """Makes ready what need no longer wait for a step that has begun, or is over."""
+    """Makes ready what is no longer held up by a step that has begun, or is over."""
     with self._lock:
-      self._begun.add(step.index)
       if over:
-        self._begun.remove(step.index)
+        self._begun.discard(step.index)
         del self._steps[step.index], self._waits[step.index]
-      waiting = [self._steps[i] for i in self._waiting.pop(step.index, ())]
-      for later in waiting:
-        if not self._suffices(step.index, later):
+      else:
+        self._begun.add(step.index)
+      for later in [self._steps[i] for i in self._waiting.pop(step.index, ())]:
+        if self._holds_up(step.index, later):
           self._waiting[step.index].append(later.index)
           continue
         self._waits[later.index] -= 1
         if self._waits[later.index] == 0:
           self._make_ready(later)
-      self._room.notify()
+      if over:
+        self._room.notify()
       if self._closed and not self._steps:
         self._wake_all()
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from offload.device_slots import DeviceSlots
-from offload.executor import Wait
+from offload.executor import Rest
 from offload.feed import Batch, Feed
 from offload.programs import Programs, Where
 from offload.resident import Resident, gradients_of
@@ -40,10 +40,10 @@ class Passes:
     # Iteration -> micro-batch -> loss in nats, summed over its tokens.
     self._losses: dict[int, dict[int | None, jax.Array]] = defaultdict(dict)
 
-  def perform(self, step: Step) -> Wait | None:
-    """Begins; what is returned waits until the results are on the device.
+  def perform(self, step: Step) -> Rest:
+    """Begins; the rest is finished when the results are on the device.
 
-    Raises, here or there:
+    Raises, when the rest is finished:
       NonFiniteGradientError: names the unit and the iteration; where updates wait for the norm, the
         step is skipped instead.
     """
@@ -56,13 +56,13 @@ class Passes:
     total = sum(float(losses[m]) for m in range(self._work.micro_batches))
     return total / self._feed.weight(iteration)
 
-  def _forward(self, step: Step) -> Wait:
+  def _forward(self, step: Step) -> Rest:
     at, unit = self._where(step), self._device.read(step, Kind.PARAMETERS)
     y = self._programs.forward(unit, self._input(step, at), at)
     self._device.write(step, Kind.BOUNDARY, y)
-    return lambda: jax.block_until_ready(y)
+    return Rest(lambda: jax.block_until_ready(y))
 
-  def _backward(self, step: Step) -> Wait | None:
+  def _backward(self, step: Step) -> Rest:
     c, p, held = _computation(step), self._programs, self._device
     at = self._where(step)
     unit, x = held.read(step, Kind.PARAMETERS), self._input(step, at)
@@ -93,11 +93,9 @@ class Passes:
       held.write(step, Kind.RESIDENT_GRADIENTS, resident)
     squares = self._add_to_norm(step, gradients)
     if c.unit > 0:
-      return lambda: self._end(c, dx, squares)
-    jax.block_until_ready(resident)
-    if squares is not None:
-      self._decide(step, squares)
-    return None
+      return Rest(lambda: self._end(c, dx, squares))
+    # The next step takes these sums, or needs the verdict.
+    return Rest(lambda: self._end_first(step, resident, squares), alone=True)
 
   def _add_to_norm(self, step: Step, gradients: Tree) -> jax.Array | None:
     """Adds a unit's gradients to the norm once they are complete."""
@@ -113,8 +111,11 @@ class Passes:
     if squares is not None:
       self._refuse_unless_finite(c, squares, f"unit {c.unit}")
 
-  def _decide(self, step: Step, squares: jax.Array) -> None:
-    """Decides on the iteration, as the first unit's gradients are the last of all."""
+  def _end_first(self, step: Step, resident: Tree, squares: jax.Array | None) -> None:
+    """The first unit's gradients are the last of all: once complete, they decide."""
+    jax.block_until_ready(resident)
+    if squares is None:
+      return
     c = _computation(step)
     self._refuse_unless_finite(c, squares, "unit 0")
     squares = add_squares(squares, gradients_of(step, self._device))

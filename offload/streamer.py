@@ -34,7 +34,7 @@ from schedules.residency import derive
 from schedules.simulate import Profile
 from schedules.steps import RESIDENT_UNIT, Kind, Step, Work
 
-_HOLES = 24 * 2**20  # bytes that freed blocks may leave in the heap
+_LEAST_KEPT = 24 * 2**20  # bytes of freed memory: of holes in the heap, and at its end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,8 +117,9 @@ class Streamer:
       self._state.initialise(jax.random.key(settings.seed), settings.optimizer)
     self._judge = Judge(settings.clip_norm, loss_scale)
     give_back()
-    reserved = programs.reserved_bytes
-    self._trim = Trimmer(max(_HOLES, reserved, settings.spare_bytes), keep=max(_HOLES, reserved))
+    self._on_cpu = jax.default_backend() == "cpu"
+    scratch = max(_LEAST_KEPT, programs.reserved_bytes if self._on_cpu else 0)
+    self._trim = Trimmer(growth=max(scratch, settings.spare_bytes), keep=scratch)
 
   @property
   def peak_bytes(self) -> dict[str, int]:
@@ -160,7 +161,8 @@ class Streamer:
         on_iteration(known[-1])
 
     self._in_step = True
-    executor = Executor(actions.perform, overlap=s.overlap)
+    # A GPU's loads would begin later: XLA lets a new buffer wait for all that was enqueued before.
+    executor = Executor(actions.perform, overlap=s.overlap, ahead=int(self._on_cpu))
     lists = iterations(s.schedule, s.work, first, count, stop)
     executor.run(derive(lists, s.work, s.pools), done, ending.admits)
     ends[-1] = time.perf_counter()  # the last iteration ends when its last write has landed

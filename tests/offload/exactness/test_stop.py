@@ -18,7 +18,7 @@ def newest(monkeypatch):
 
   def perform(passes, step):
     seen[0] = max(seen[0], step.iteration)
-    real(passes, step)
+    return real(passes, step)
 
   monkeypatch.setattr(Passes, "perform", perform)
   return seen

@@ -124,9 +124,10 @@ def test_a_step_that_is_not_finite_is_skipped(train, reference, how, unit):
 
 
 @pytest.mark.parametrize("unit, name", [(1, "unit 1"), (-1, "the embedding or the head")])
-def test_a_step_that_cannot_be_skipped_ends_the_run(train, unit, name):
+@pytest.mark.parametrize("m", [1, 2])
+def test_a_step_that_cannot_be_skipped_ends_the_run(train, m, unit, name):
   with pytest.raises(NonFiniteGradientError) as caught:
-    train("llama", "vertical", 2, delayed_fraction=0.25, poisoned=(1, unit))
+    train("llama", "vertical", m, delayed_fraction=0.25, poisoned=(1, unit), ample=True)
   assert f"gradient of {name} in iteration 1 is not finite" in str(caught.value)
   assert "--delayed_fraction=1" in str(caught.value)
 
