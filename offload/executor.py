@@ -4,9 +4,10 @@ A worker takes, among its queue's steps that may begin, the one listed first. No
 scheduled by hand: prefetching and overlap follow from the list.
 
 A step may begin once all that it waits for is over; of its own queue, which works in order, it need
-only have begun. So where beginning a step does not take until its end, as with a device's
-computations, a worker can be ahead of the step at work: if the next may begin by then, what it
-costs to begin it passes meanwhile.
+only have begun. Beginning a step need not take until its end: a device's computations are enqueued.
+Then a worker that goes ahead begins the next step, if that may begin already, before it waits for
+the end of the one at work, and what it costs to begin it is hidden. Until that end it does not look
+again, and a step listed earlier that becomes ready meanwhile comes after.
 """
 
 import contextlib
@@ -15,7 +16,7 @@ import heapq
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from schedules.steps import Queue, Step
@@ -63,7 +64,7 @@ class Executor:
   """Runs steps by `perform`, which returns when a step's effects are visible to all, or else the
   rest of it; until that is finished only steps of the same queue rely on them.
 
-  A queue begins up to `ahead` steps before the one at work ends. With `overlap=False` a single
+  With `ahead` a queue begins a step before the one at work ends. With `overlap=False` a single
   worker takes the steps strictly in list order.
 
   Attributes:
@@ -71,7 +72,9 @@ class Executor:
     busy: seconds of work of each queue, over all iterations.
   """
 
-  def __init__(self, perform: Perform, *, overlap: bool = True, ahead: int = 0, noted: int = NOTED):
+  def __init__(
+    self, perform: Perform, *, overlap: bool = True, ahead: bool = False, noted: int = NOTED
+  ):
     self._perform, self._overlap, self._ahead = perform, overlap, ahead
     self._noted = noted
     self._origin = time.perf_counter()
@@ -134,7 +137,7 @@ class Executor:
 
 
 @contextlib.contextmanager
-def _naming(step: Step):
+def _naming(step: Step) -> Iterator[None]:
   """Notes the step's name in what is raised."""
   try:
     yield
@@ -153,7 +156,7 @@ class _Run:
     finish: Callable[[_Begun], None],
     done: Callable[[Step], None],
     admits: Callable[[Step], bool],
-    ahead: int,
+    ahead: bool,
   ):
     self._begin, self._finish, self._done, self._admits = begin, finish, done, admits
     self._ahead = ahead
@@ -190,33 +193,34 @@ class _Run:
     under_way: deque[_Begun] = deque()
     try:
       while (step := self._next(queue, patient=not under_way)) is not None or under_way:
-        self._end(under_way, self._ahead if step and self._go_ahead(step, under_way) else 0)
+        lets_another_begin = step is not None and self._take(step, under_way)
+        self._end(under_way, leave=1 if lets_another_begin and self._ahead else 0)
     except BaseException as error:
       self.fail(error)
       for begun in under_way:  # nothing may be at work when the run is given up
         with contextlib.suppress(Exception):
           self._finish(begun)
 
-  def _go_ahead(self, step: Step, under_way: deque[_Begun]) -> bool:
-    """Begins a step; whether the queue may begin another before this one ends."""
-    if not self._admits(step):
-      self._end(under_way, 0)  # whoever waits for this step relies on what came before it, too
+  def _take(self, step: Step, under_way: deque[_Begun]) -> bool:
+    """Begins a step, unless it is refused; whether its queue may begin another before it ends."""
+    try:
+      begun = self._begin(step) if self._admits(step) else None
+    except BaseException:
+      self._end(under_way)  # if one of these fails, its failure is the first
+      raise
+    if begun is None:
+      self._end(under_way)  # whoever waits for this step relies on what came before it, too
       self._release(step, over=True)
       return False
-    try:
-      begun = self._begin(step)
-    except BaseException:
-      self._end(under_way, 0)  # if one of these fails, its failure is the first
-      raise
     under_way.append(begun)
     if begun.rest is None or begun.rest.alone:
       return False
     self._release(step, over=False)
     return True
 
-  def _end(self, under_way: deque[_Begun], but: int) -> None:
+  def _end(self, under_way: deque[_Begun], leave: int = 0) -> None:
     """Finishes the steps that are under way, in order, but for so many of the last."""
-    while len(under_way) > but:
+    while len(under_way) > leave:
       begun = under_way.popleft()
       self._finish(begun)
       with self._telling:
@@ -232,7 +236,8 @@ class _Run:
     raise self._error
 
   def _next(self, queue: Queue, patient: bool) -> Step | None:
-    """The queue's next step; None when all is over or, for the impatient, while none is ready."""
+    """The queue's next step; None when all is over, after a failure and, for the impatient, while
+    none is ready."""
     with self._lock:
       over = lambda: self._error or (self._closed and not self._steps)
       if patient:

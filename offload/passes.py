@@ -95,7 +95,7 @@ class Passes:
     if c.unit > 0:
       return Rest(lambda: self._end(c, dx, squares))
     # The next step takes these sums, or needs the verdict.
-    return Rest(lambda: self._end_first(step, resident, squares), alone=True)
+    return Rest(lambda: self._end_first_unit(step, resident, squares), alone=True)
 
   def _add_to_norm(self, step: Step, gradients: Tree) -> jax.Array | None:
     """Adds a unit's gradients to the norm once they are complete."""
@@ -107,11 +107,12 @@ class Passes:
     return squares
 
   def _end(self, c: Computation, dx: jax.Array, squares: jax.Array | None) -> None:
-    jax.block_until_ready(dx)  # not the sums: the next micro-batch may have taken them
+    # And with it the sums, of the same program, which the next micro-batch may have taken by now.
+    jax.block_until_ready(dx)
     if squares is not None:
       self._refuse_unless_finite(c, squares, f"unit {c.unit}")
 
-  def _end_first(self, step: Step, resident: Tree, squares: jax.Array | None) -> None:
+  def _end_first_unit(self, step: Step, resident: Tree, squares: jax.Array | None) -> None:
     """The first unit's gradients are the last of all: once complete, they decide."""
     jax.block_until_ready(resident)
     if squares is None:
@@ -121,7 +122,6 @@ class Passes:
     squares = add_squares(squares, gradients_of(step, self._device))
     self._refuse_unless_finite(c, squares, "the embedding or the head")
     self._judge.decide(c.iteration, squares)
-    self._device.write(step, Kind.NORM, squares)
 
   def _refuse_unless_finite(self, c: Computation, squares: Any, what: str) -> None:
     if self._work.whole_step or np.isfinite(squares):

@@ -34,7 +34,7 @@ from schedules.residency import derive
 from schedules.simulate import Profile
 from schedules.steps import RESIDENT_UNIT, Kind, Step, Work
 
-_LEAST_KEPT = 24 * 2**20  # bytes of freed memory: of holes in the heap, and at its end
+_LEAST_KEPT = 24 * 2**20  # bytes of freed memory, in holes of the heap, and again at its end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +162,7 @@ class Streamer:
 
     self._in_step = True
     # A GPU's loads would begin later: XLA lets a new buffer wait for all that was enqueued before.
-    executor = Executor(actions.perform, overlap=s.overlap, ahead=int(self._on_cpu))
+    executor = Executor(actions.perform, overlap=s.overlap, ahead=self._on_cpu)
     lists = iterations(s.schedule, s.work, first, count, stop)
     executor.run(derive(lists, s.work, s.pools), done, ending.admits)
     ends[-1] = time.perf_counter()  # the last iteration ends when its last write has landed

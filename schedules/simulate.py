@@ -1,7 +1,7 @@
 """Seconds of a derived list on a machine, before it runs.
 
 The simulation walks the list as the executor does: each queue takes, among its steps whose waits
-are over, the one listed first. It begins none ahead: little of a step is hidden by that. Queues
+are over, the one listed first. It begins none ahead, which hides a millisecond of a step. Queues
 that draw on one resource slow each other down while they work at the same time. The bound is what
 the busiest resource needs with no waiting at all.
 """
