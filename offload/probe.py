@@ -21,7 +21,7 @@ from offload.executor import Executor
 from offload.layout import Layout
 from offload.programs import Programs, Where
 from offload.store import Store
-from offload.transport import Transport
+from offload.transport import Room, Transport
 from offload.update import Updater
 from offload.verdict import add_squares
 from schedules.simulate import Profile, Shared
@@ -89,7 +89,8 @@ def probe(
   vectors = {kind: specs.vector(kind, layout.elements, make) for kind in kinds}
   vectors[Kind.STATES].fill(1e-3)
   views, clock = layout.views(vectors[Kind.PARAMETERS]), _Clock()
-  device = _device(programs, resident, transport.up(views), micro_batches, clock)
+  unit = transport.up(views, Room(Arena()))
+  device = _device(programs, resident, unit, micro_batches, clock)
   calls = _host_calls(layout, programs, updater, transport, vectors, iteration)
   costs = {queue: clock(call) for queue, call in calls.items()}
   sizes = {
@@ -156,9 +157,9 @@ def _host_calls(
 ) -> dict[Queue, Call]:
   """What moves to and from the device, and the update."""
   up, down = layout.views(vectors[Kind.PARAMETERS]), layout.views(vectors[Kind.GRADIENTS])
-  gradients = programs.unit_zeros()
+  gradients, room = programs.unit_zeros(), Room(Arena())
   return {
-    Queue.HOST_TO_DEVICE: lambda: transport.up(up),
+    Queue.HOST_TO_DEVICE: lambda: transport.up(up, room),
     Queue.DEVICE_TO_HOST: lambda: transport.down(gradients, down),
     Queue.HOST_UPDATE: lambda: updater.apply(iteration, *vectors.values(), decayed=layout.decayed),
   }

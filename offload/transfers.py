@@ -7,9 +7,10 @@ from typing import Any
 import jax
 
 from offload.arrays import Arrays, HostSlots
+from offload.buffers import Arena
 from offload.device_slots import DeviceSlots
 from offload.layout import Layout
-from offload.transport import Transport
+from offload.transport import Room, Transport
 from schedules.pools import PERSISTENT
 from schedules.steps import Access, Kind, Queue, Step
 from schedules.traffic import LINKS
@@ -36,6 +37,8 @@ class Transfers:
     self._layout, self._transport = layout, transport
     self._device, self._host, self._arrays = device, host, arrays
     self._commits = commits
+    arena = Arena()
+    self._rooms: dict[int | None, Room] = defaultdict(lambda: Room(arena))  # by slot
     self.moved: dict[Queue, dict[Kind, int]] = {link: defaultdict(int) for link in LINKS}
 
   def perform(self, step: Step) -> None:
@@ -60,7 +63,10 @@ class Transfers:
   def _up(self, step: Step) -> int:
     (target,) = step.targets
     views = self._host_tree(step.sources)
-    self._device[target] = self._transport.up(views)
+    # Parameters come from nowhere else and are given to nobody: neither donated nor overwritten.
+    is_parameters = target.object.kind is Kind.PARAMETERS
+    room = self._rooms[target.slot] if is_parameters else None
+    self._device[target] = self._transport.up(views, room)
     return _bytes(views)
 
   def _down(self, step: Step) -> int:

@@ -13,11 +13,42 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import io_callback
 
+from offload.buffers import Arena
+
+
+class Room:
+  """Memory for one tree after another, all alike, where the device is the CPU.
+
+  The device's arrays stay and only their contents change. So nothing is allocated for what comes up
+  again and again, and it lies in huge pages.
+  """
+
+  def __init__(self, arena: Arena):
+    self._make = arena.array
+    self._memory: Any = None
+    self._arrays: Any = None  # JAX's, of the same memory
+
+  def fill(self, views: Any) -> Any:
+    """A tree of device arrays that last until the room is filled again."""
+    if self._memory is None:
+      self._memory = jax.tree.map(lambda view: self._make(view.shape, view.dtype), views)
+      self._arrays = jax.tree.map(_alias, self._memory)
+    jax.tree.map(np.copyto, self._memory, views)
+    return self._arrays
+
+
+def _alias(memory: np.ndarray) -> jax.Array:
+  """JAX's own view of aligned memory; it shows what is written there later."""
+  array = jax.device_put(memory, may_alias=True)
+  assert array.unsafe_buffer_pointer() == memory.ctypes.data, "JAX has copied aligned memory."
+  return array
+
 
 @runtime_checkable
 class Transport(Protocol):
-  def up(self, views: Any) -> Any:
-    """A tree of host arrays to a tree of device arrays of their own memory."""
+  def up(self, views: Any, room: Room | None = None) -> Any:
+    """A tree of host arrays to a tree of device arrays of their own memory: with a room perhaps of
+    the room's, when nothing may read any more what came up in it before."""
     ...
 
   def down(self, arrays: Any, views: Any) -> None:
@@ -26,7 +57,9 @@ class Transport(Protocol):
 
 
 class Copy:
-  def up(self, views: Any) -> Any:
+  def up(self, views: Any, room: Room | None = None) -> Any:
+    if room is not None and jax.default_backend() == "cpu":
+      return room.fill(views)
     # device_put and may_alias=False may alias host memory on CPU; jnp.array never does.
     return jax.block_until_ready(jax.tree.map(lambda view: jnp.array(view, copy=True), views))
 
@@ -42,7 +75,8 @@ class Callback:
     self._views: dict[int, Any] = {}  # what the callbacks at work read or fill, by ticket
     self._tickets = itertools.count()
 
-  def up(self, views: Any) -> Any:
+  def up(self, views: Any, room: Room | None = None) -> Any:
+    del room  # what a callback returns is the runtime's
     shapes = jax.tree.map(lambda view: jax.ShapeDtypeStruct(view.shape, view.dtype), views)
     return self._call(("up", _signature(shapes)), lambda: self._fetcher(shapes), views)
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from offload.buffers import aligned
-from offload.transport import TRANSPORTS
+from offload.buffers import Arena, aligned
+from offload.transport import TRANSPORTS, Room
 
 
 @pytest.fixture(params=TRANSPORTS)
@@ -26,6 +26,29 @@ def test_up_makes_copies(transport, views):
   arrays = transport.up(views)
   jax.tree.map(lambda view: view.fill(-1), views)  # the buffer is refilled at once
   jax.tree.map(np.testing.assert_array_equal, arrays, expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16, np.float16])
+def test_a_room_holds_one_tree_after_another(transport, views, dtype):
+  """In memory of its own, and what is compiled reads what is there now."""
+  room, total = Room(Arena()), jax.jit(lambda tree: jax.tree.map(jnp.sum, tree))
+  some = jax.tree.map(lambda view: (view % 7).astype(dtype), views)
+  for first in (0, 1):
+    some["bias"][:] = first
+    expected = jax.tree.map(np.copy, some)
+    arrays = transport.up(some, room)
+    some["bias"][:] = -1  # the buffer is refilled at once
+    jax.tree.map(np.testing.assert_array_equal, total(arrays), total(expected))
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.map(jnp.array, arrays), expected)
+
+
+def test_rooms_do_not_share_memory(transport, views):
+  arena = Arena()
+  first, second = Room(arena), Room(arena)
+  arrays = transport.up(views, first)
+  other = jax.tree.map(lambda view: view + 1, views)
+  transport.up(other, second)
+  jax.tree.map(np.testing.assert_array_equal, jax.tree.map(jnp.array, arrays), views)
 
 
 def test_down_fills_the_views(transport, views):
