@@ -193,8 +193,8 @@ class _Run:
     under_way: deque[_Begun] = deque()
     try:
       while (step := self._next(queue, patient=not under_way)) is not None or under_way:
-        lets_another_begin = step is not None and self._take(step, under_way)
-        self._end(under_way, leave=1 if lets_another_begin and self._ahead else 0)
+        goes_ahead = step is not None and self._take(step, under_way)
+        self._end(under_way, leave=int(goes_ahead))
     except BaseException as error:
       self.fail(error)
       for begun in under_way:  # nothing may be at work when the run is given up
@@ -202,7 +202,7 @@ class _Run:
           self._finish(begun)
 
   def _take(self, step: Step, under_way: deque[_Begun]) -> bool:
-    """Begins a step, unless it is refused; whether its queue may begin another before it ends."""
+    """Begins a step, unless it is refused; whether its queue goes on to another before it ends."""
     try:
       begun = self._begin(step) if self._admits(step) else None
     except BaseException:
@@ -213,7 +213,7 @@ class _Run:
       self._release(step, over=True)
       return False
     under_way.append(begun)
-    if begun.rest is None or begun.rest.alone:
+    if not self._ahead or begun.rest is None or begun.rest.alone:
       return False
     self._release(step, over=False)
     return True

@@ -1,12 +1,13 @@
 """The executor on steps that only note down what happens."""
 
+import itertools
 import random
 import threading
 import time
 
 import pytest
 
-from offload.executor import Executor
+from offload.executor import Executor, Rest
 from schedules.iterations import iterations
 from schedules.placement import smallest
 from schedules.pools import CUT, Sizes
@@ -41,6 +42,51 @@ def test_whichever_queue_is_slow_the_order_is_right(pools, slow):
   Executor(perform).run(steps(pools), ended.append)
   Replay(WORK, pools).run(ended)
   assert sorted(s.index for s in ended) == list(range(len(ended)))
+
+
+@pytest.mark.parametrize("queue", Queue)
+def test_on_a_schedule_only_the_queue_itself_builds_on_what_has_begun(pools, queue):
+  lock, begun, ended = threading.Lock(), {}, {}
+
+  def perform(step):
+    with lock:
+      open_waits = [w for w in step.waits if w not in ended]
+      assert all(begun[w].queue is step.queue is queue for w in open_waits)
+      begun[step.index] = step
+      if step.queue is not queue:
+        ended[step.index] = step
+        return None
+    return Rest(finish(step))
+
+  def finish(step):
+    def note():
+      time.sleep(1e-3)  # what begins too early does so now
+      with lock:
+        assert all(b.index in ended for b in before), "out of order"
+        ended[step.index] = step
+
+    before = [b for b in begun.values() if b.queue is queue and b is not step]
+    return note
+
+  Executor(perform, ahead=True).run(steps(pools, 3))
+  Replay(WORK, pools).run(list(ended.values()))
+  assert sorted(ended) == list(range(len(ended)))
+
+
+def test_spans_of_a_queue_follow_each_other(pools):
+  """That of a step that ends alone, too, holds its own time and not the time of the one before."""
+
+  def perform(step):
+    if step.queue is Queue.DEVICE:
+      return Rest(lambda: time.sleep(2e-3), alone=step.computation.unit == 0)
+    return None
+
+  executor = Executor(perform, ahead=True)
+  executor.run(steps(pools))
+  spans = [s for s in executor.spans if s.queue is Queue.DEVICE]
+  assert all(a.stop <= b.start for a, b in itertools.pairwise(spans))
+  assert all(s.stop - s.start >= 2e-3 for s in spans)
+  assert executor.busy[Queue.DEVICE] == pytest.approx(sum(s.stop - s.start for s in spans))
 
 
 def test_queues_overlap(pools):

@@ -1,19 +1,11 @@
-"""The executor when steps need not end before the next of their queue begins."""
+"""The executor when steps need not end before the next of their queue begins: step by step."""
 
-import itertools
 import threading
-import time
 
 import pytest
 
 from offload.executor import Executor, Rest
-from schedules.iterations import iterations
-from schedules.placement import smallest
-from schedules.pools import CUT, Sizes
-from schedules.registry import SCHEDULES
-from schedules.replay import Replay
-from schedules.residency import derive
-from schedules.steps import Kind, Part, Queue, Step, Work, forward, update
+from schedules.steps import Queue, Step, forward, update
 
 
 class Chain:
@@ -148,62 +140,3 @@ def test_when_another_queue_fails_what_has_begun_is_finished():
   with pytest.raises(OSError, match="no space left"):
     Executor(perform, ahead=True).run([computation, other])
   assert ended == [computation]
-
-
-WORK = Work(4, 3)
-
-
-@pytest.fixture
-def pools():
-  widths = dict.fromkeys(CUT, 1)
-  sizes = Sizes(widths, {Part.NOW: 1}, dict.fromkeys(Kind, 1), dict.fromkeys(Kind, 1))
-  return smallest(sizes, WORK, master_is_parameter=True)
-
-
-def steps(pools):
-  return derive(iterations(SCHEDULES["vertical"], WORK, 0, 3), WORK, pools)
-
-
-@pytest.mark.parametrize("queue", Queue)
-def test_on_a_schedule_only_the_queue_itself_builds_on_what_has_begun(pools, queue):
-  lock, begun, ended = threading.Lock(), {}, {}
-
-  def perform(step):
-    with lock:
-      open_waits = [w for w in step.waits if w not in ended]
-      assert all(begun[w].queue is step.queue is queue for w in open_waits)
-      begun[step.index] = step
-      if step.queue is not queue:
-        ended[step.index] = step
-        return None
-    return Rest(finish(step))
-
-  def finish(step):
-    def note():
-      time.sleep(1e-3)  # what begins too early does so now
-      with lock:
-        assert all(b.index in ended for b in before), "out of order"
-        ended[step.index] = step
-
-    before = [b for b in begun.values() if b.queue is queue and b is not step]
-    return note
-
-  Executor(perform, ahead=True).run(steps(pools))
-  Replay(WORK, pools).run(list(ended.values()))
-  assert sorted(ended) == list(range(len(ended)))
-
-
-def test_spans_of_a_queue_follow_each_other(pools):
-  """That of a step that ends alone, too, holds its own time and not the time of the one before."""
-
-  def perform(step):
-    if step.queue is Queue.DEVICE:
-      return Rest(lambda: time.sleep(2e-3), alone=step.computation.unit == 0)
-    return None
-
-  executor = Executor(perform, ahead=True)
-  executor.run(steps(pools))
-  spans = [s for s in executor.spans if s.queue is Queue.DEVICE]
-  assert all(a.stop <= b.start for a, b in itertools.pairwise(spans))
-  assert all(s.stop - s.start >= 2e-3 for s in spans)
-  assert executor.busy[Queue.DEVICE] == pytest.approx(sum(s.stop - s.start for s in spans))
