@@ -199,7 +199,8 @@ def _run(pool: ThreadPoolExecutor, jobs: list[Callable[[], None]]) -> None:
     last.set_result(jobs[-1]() if jobs else None)
   except BaseException as error:
     last.set_exception(error)
-  concurrent.futures.wait(others)
+  if others:
+    concurrent.futures.wait(others)
   for job in (*others, last):
     job.result()
 

@@ -43,6 +43,7 @@ class StoreView:
   def __init__(self, folder: pathlib.Path, found: Manifest, *, direct_io: bool = False):
     self.folder, self.manifest = folder, found
     self._spans: dict[str, int] = {}
+    self._chunks: dict[str, pathlib.Path] = {}  # files of arrays: a path takes time to make
     self._files = BlockFiles(direct_io=direct_io)
     for path in folder.rglob(_METADATA):
       self._attach(path)
@@ -94,7 +95,9 @@ class StoreView:
     return {self._chunk(name): array for name, array in named.items()}
 
   def _chunk(self, name: str) -> pathlib.Path:
-    return self.folder / name / _CHUNK
+    if name not in self._chunks:
+      self._chunks[name] = self.folder / name / _CHUNK
+    return self._chunks[name]
 
 
 class Store(StoreView):
