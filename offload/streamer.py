@@ -34,7 +34,7 @@ from schedules.residency import derive
 from schedules.simulate import Profile
 from schedules.steps import RESIDENT_UNIT, Kind, Step, Work
 
-_LEAST_KEPT = 48 * 2**20  # bytes of freed memory, in holes of the heap, and again at its end
+_LEAST_KEPT = 24 * 2**20  # bytes of freed memory, in holes of the heap, and again at its end
 
 
 @dataclasses.dataclass(frozen=True)
