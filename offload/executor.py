@@ -109,12 +109,11 @@ class Executor:
     try:
       for step in steps:
         run.add(step)
+      run.close()
+      _join(workers)
     except BaseException as error:  # an interrupt, say: no step is begun any more
       run.fail(error)
-    finally:
-      run.close()
-      for worker in workers:
-        worker.join()
+      _join(workers)
     run.reraise()
 
   def _begin(self, step: Step) -> _Begun:
@@ -134,6 +133,11 @@ class Executor:
     self._first = step.iteration if self._first is None else self._first
     if step.iteration < self._first + self._noted:
       self.spans.append(Span(step.queue, str(step), step.iteration, start, stop))
+
+
+def _join(workers: list[threading.Thread]) -> None:
+  for worker in workers:
+    worker.join()
 
 
 @contextlib.contextmanager

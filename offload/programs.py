@@ -75,8 +75,8 @@ class Programs:
   `loss` is summed over tokens; gradients are those of loss * scale, summed in float32.
 
   Attributes:
-    reserved_bytes: device memory beside the pools: what the largest program takes for itself, and
-      the first unit's input and its gradient, which are made where they are used.
+    reserved_bytes: device memory beside the pools: what the largest program takes for itself, on a
+      CPU twice, and the first unit's input and its gradient, which are made where they are used.
   """
 
   def __init__(self, model: Model, layout: Layout, shape: Shape):
@@ -110,7 +110,9 @@ class Programs:
     programs = (self.forward, self.backward, self.loss_backward, self.embed_backward)
     sizes = [program.memory_analysis() for program in programs]
     largest = max(size.temp_size_in_bytes if size is not None else 0 for size in sizes)
-    self.reserved_bytes = largest + 2 * x.size * x.dtype.itemsize
+    # Where the device goes ahead a program begins before the one at work has given back its memory.
+    at_once = 2 if jax.default_backend() == "cpu" else 1
+    self.reserved_bytes = at_once * largest + 2 * x.size * x.dtype.itemsize
 
   def head_part(self, resident: Tree) -> Tree:
     """What of the resident parameters the loss reads."""

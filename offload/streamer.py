@@ -34,7 +34,7 @@ from schedules.residency import derive
 from schedules.simulate import Profile
 from schedules.steps import RESIDENT_UNIT, Kind, Step, Work
 
-_LEAST_KEPT = 24 * 2**20  # bytes of freed memory, in holes of the heap, and again at its end
+_HOLES = 32 * 2**20  # bytes of the heap that freed memory may fill beyond the budgets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,9 +118,8 @@ class Streamer:
     self._judge = Judge(settings.clip_norm, loss_scale)
     give_back()
     self._on_cpu = jax.default_backend() == "cpu"
-    # Two programs' where the device goes ahead: that of the next one is made when it begins.
-    scratch = max(_LEAST_KEPT, 2 * programs.reserved_bytes if self._on_cpu else 0)
-    self._trim = Trimmer(growth=max(scratch, settings.spare_bytes), keep=scratch)
+    scratch = programs.reserved_bytes if self._on_cpu else 0
+    self._trim = Trimmer(growth=max(_HOLES, settings.spare_bytes), keep=scratch)
 
   @property
   def peak_bytes(self) -> dict[str, int]:

@@ -40,7 +40,8 @@ class Room:
 def _alias(memory: np.ndarray) -> jax.Array:
   """JAX's own view of aligned memory; it shows what is written there later."""
   array = jax.device_put(memory, may_alias=True)
-  assert array.unsafe_buffer_pointer() == memory.ctypes.data, "JAX has copied aligned memory."
+  if array.unsafe_buffer_pointer() != memory.ctypes.data:  # what is written later would be unseen
+    raise RuntimeError("JAX has copied aligned memory, of which it should be a view.")
   return array
 
 

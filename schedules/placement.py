@@ -58,7 +58,7 @@ def place(
 ) -> Pools:
   """The fastest placement on a machine under the budgets.
 
-  `device_reserved` bytes of the device's budget are taken by the largest compiled program.
+  `device_reserved` bytes of the device's budget are taken by the compiled programs.
 
   Raises:
     ValueError: not even one unit fits, or the delayed gradients do not; says which tier lacks how

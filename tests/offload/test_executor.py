@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import signal
 import threading
 import time
 
@@ -158,3 +159,20 @@ def test_an_interrupt_begins_no_further_step(pools):
   with pytest.raises(KeyboardInterrupt):
     Executor(perform).run(interrupted())
   assert len(performed) < 100
+
+
+def test_an_interrupt_while_all_is_listed_begins_no_further_step(pools):
+  listed = list(steps(pools, 1))
+  performed = []
+
+  def perform(step):
+    performed.append(step)
+    if len(performed) == 5:
+      signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+    time.sleep(0.01)
+
+  with pytest.raises(KeyboardInterrupt):
+    Executor(perform).run(listed)
+  begun = len(performed)
+  time.sleep(0.1)
+  assert len(performed) == begun < len(listed) / 2
