@@ -34,7 +34,9 @@ from schedules.residency import derive
 from schedules.simulate import Profile
 from schedules.steps import RESIDENT_UNIT, Kind, Step, Work
 
-_HOLES = 32 * 2**20  # bytes of the heap that freed memory may fill beyond the budgets
+# Bytes of the heap that freed memory may fill beyond the budgets; or as much as one program's
+# scratch memory, where that is more: so large are the blocks that leave holes.
+_HOLES = 32 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +121,7 @@ class Streamer:
     give_back()
     self._on_cpu = jax.default_backend() == "cpu"
     scratch = programs.reserved_bytes if self._on_cpu else 0
-    self._trim = Trimmer(growth=max(_HOLES, settings.spare_bytes), keep=scratch)
+    self._trim = Trimmer(growth=max(_HOLES, scratch // 2, settings.spare_bytes), keep=scratch)
 
   @property
   def peak_bytes(self) -> dict[str, int]:
