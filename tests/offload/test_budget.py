@@ -5,7 +5,7 @@ import pytest
 
 from offload.budget import spare_bytes
 from offload.layout import Layout
-from offload.programs import Shape
+from offload.programs import Programs, Shape
 from offload.sizes import sizes_of
 from schedules.placement import smallest
 from schedules.steps import Tier, Work
@@ -24,3 +24,17 @@ def test_a_device_budget_is_of_the_hosts_memory_on_a_cpu_alone(
   assert spare_bytes(limits, pools, work, 100) == spare
   assert spare_bytes(limits | {Tier.HOST: None}, pools, work, 100) == spare - 5
   assert spare_bytes(limits | {Tier.HOST: 1}, pools, work, 100) == spare - 5
+
+
+def test_two_programs_scratch_is_reserved_on_a_cpu_and_one_elsewhere(small_model, monkeypatch):
+  """A CPU's computation begins while the one before it still holds its own."""
+  layout = Layout.of(jax.eval_shape(small_model.init_unit, jax.random.key(0)))
+  reserved = {}
+  for platform in ("cpu", "gpu"):
+    monkeypatch.setattr(jax, "default_backend", lambda platform=platform: platform)
+    programs = Programs(small_model, layout, Shape(2, 24))
+    reserved[platform] = programs.reserved_bytes
+  scratch = [p.memory_analysis().temp_size_in_bytes for p in (programs.backward, programs.forward)]
+  one_more = reserved["cpu"] - reserved["gpu"]
+  assert one_more >= max(scratch) > 0
+  assert reserved["gpu"] == one_more + 2 * programs.boundary.size * 4
