@@ -30,7 +30,7 @@ FLAGS = (
   "--model=bytes-tiny",
   *("--micro_batches=4", "--micro_batch_size=2", "--sequence_length=32"),
   *(f"--iterations={ITERATIONS}", "--commit_every=2", "--evaluation_batches=0"),
-  *("--host_memory_budget=300KiB", "--device_memory_budget=1300KiB", "--delayed_fraction=0.25"),
+  *("--host_memory_budget=300KiB", "--device_memory_budget=1400KiB", "--delayed_fraction=0.25"),
   "--keep_store",
 )
 # Kinds of step after which a signal comes, and how many of them pass before it at most.
