@@ -39,7 +39,7 @@ def measure(config: ModelConfig, shape: Shape, dtype: Any) -> tuple[Profile, int
   model = Transformer(dataclasses.replace(config, layers=min(_UNITS, config.layers)), dtype)
   layout = Layout.of(jax.eval_shape(model.init_unit, jax.random.key(0)))
   optimizer = optimizers.make(FLAGS.optimizer, 1e-3, FLAGS.weight_decay)
-  work = Work(model.units, 1, layout.parts)
+  work = Work(model.units, FLAGS.micro_batches, layout.parts)
   sizes = sizes_of(model, layout, shape, len(Updater(optimizer, model.dtype).names))
   pools = smallest(sizes, work, dtype == jax.numpy.float32, depth=1)
   programs = Programs(model, layout, shape)

@@ -4,7 +4,6 @@ The arrays of a computation that has only begun are still to come; the device's 
 them all the same.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 from schedules.steps import Access, Kind, Mode, Step, Tier
@@ -34,10 +33,11 @@ class DeviceSlots:
   def write(self, step: Step, kind: Kind, value: Any) -> None:
     self[step.access(Tier.DEVICE, kind, writes=True)] = value
 
-  def sum_so_far(self, step: Step, kind: Kind, zeros: Callable[[], Any]) -> Any:
-    """What an iteration has summed before this step; taken out, since it is donated."""
+  def sum_so_far(self, step: Step, kind: Kind) -> Any:
+    """What an iteration has summed before this step, if anything; taken out, since it is
+    donated."""
     access = step.access(Tier.DEVICE, kind, writes=True)
-    return self._held.pop(_key(access)) if access.mode is Mode.MODIFY else zeros()
+    return self._held.pop(_key(access)) if access.mode is Mode.MODIFY else None
 
 
 def _key(access: Access) -> tuple[Kind, int | None]:

@@ -1,7 +1,6 @@
 """The computations of the forward and backward passes, on what the device holds."""
 
 from collections import defaultdict
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -66,17 +65,16 @@ class Passes:
     c, p, held = _computation(step), self._programs, self._device
     at = self._where(step)
     unit, x = held.read(step, Kind.PARAMETERS), self._input(step, at)
-    gradients = held.sum_so_far(step, Kind.GRADIENTS, p.unit_zeros)
+    gradients = held.sum_so_far(step, Kind.GRADIENTS)
     resident = None
     if c.unit in (0, self._work.last):
-      zeros = self._resident_zeros(c.unit)
-      resident = dict(held.sum_so_far(step, Kind.RESIDENT_GRADIENTS, zeros))
+      resident = dict(held.sum_so_far(step, Kind.RESIDENT_GRADIENTS) or {})
     if c.unit == self._work.last:
       assert resident is not None
       head = p.head_part(self._resident.parameters)
       targets, scale = self._batch(step).targets, self._loss_scale(c.iteration)
       loss, dx, gradients, resident["head"] = p.loss_backward(
-        unit, head, x, targets, scale, gradients, resident["head"], at
+        unit, head, x, targets, scale, gradients, resident.get("head"), at
       )
       self._losses[c.iteration][c.micro_batch] = loss
     else:
@@ -85,7 +83,7 @@ class Passes:
     if c.unit == 0:
       assert resident is not None
       embed, inputs = self._resident.parameters["embed"], self._batch(step).inputs
-      resident["embed"] = p.embed_backward(embed, inputs, dx, resident["embed"], at)
+      resident["embed"] = p.embed_backward(embed, inputs, dx, resident.get("embed"), at)
     else:
       held.write(step, Kind.BOUNDARY_GRADIENT, dx)
     held.write(step, Kind.GRADIENTS, gradients)
@@ -101,8 +99,8 @@ class Passes:
     """Adds a unit's gradients to the norm once they are complete."""
     if not step.accesses_to(Tier.DEVICE, Kind.NORM):
       return None
-    squares = self._device.sum_so_far(step, Kind.NORM, lambda: np.float32(0))
-    squares = add_squares(squares, gradients)
+    so_far = self._device.sum_so_far(step, Kind.NORM)
+    squares = add_squares(np.float32(0) if so_far is None else so_far, gradients)
     self._device.write(step, Kind.NORM, squares)
     return squares
 
@@ -144,13 +142,6 @@ class Passes:
     if _computation(step).unit > 0:
       return self._device.read(step, Kind.BOUNDARY)
     return self._programs.embed(self._resident.parameters["embed"], self._batch(step).inputs, at)
-
-  def _resident_zeros(self, unit: int) -> Callable[[], Any]:
-    def zeros():
-      out = {"embed": self._programs.embed_zeros()} if unit == 0 else {}
-      return out | ({"head": self._programs.head_zeros()} if unit == self._work.last else {})
-
-    return zeros
 
   def _batch(self, step: Step) -> Batch:
     c = _computation(step)

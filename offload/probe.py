@@ -60,13 +60,14 @@ class _Clock:
 
 
 class _Device(NamedTuple):
-  """Seconds of computations, and the backward to be run beside other calls."""
+  """Seconds of computations, the backward to be run beside other calls, and what it makes."""
 
   forward: float
   backward: float
   last_backward: float
   call: Call
   cost: _Cost
+  gradients: Any
 
 
 def probe(
@@ -91,11 +92,11 @@ def probe(
   views, clock = layout.views(vectors[Kind.PARAMETERS]), _Clock()
   unit = transport.up(views, Room(Arena()))
   device = _device(programs, resident, unit, micro_batches, clock)
-  calls = _host_calls(layout, programs, updater, transport, vectors, iteration)
+  calls = _host_calls(layout, device.gradients, updater, transport, vectors, iteration)
   costs = {queue: clock(call) for queue, call in calls.items()}
   sizes = {
     Queue.HOST_TO_DEVICE: _bytes(views),
-    Queue.DEVICE_TO_HOST: _bytes(programs.unit_zeros()),
+    Queue.DEVICE_TO_HOST: vectors[Kind.GRADIENTS].nbytes,
     Queue.HOST_UPDATE: vectors[Kind.STATES].nbytes,
   }
   rates = {queue: size / costs[queue].seconds for queue, size in sizes.items()}
@@ -127,29 +128,39 @@ def _device(
   targets = np.zeros(x.shape[:2], np.int32)
   at = Where.of(0, 0, 0, 0, targets)
   head, scale = programs.head_part(resident), np.float32(1)
-  sums, heads = [programs.unit_zeros()], [programs.head_zeros()]
 
-  def backward() -> Any:
-    sums.append(programs.backward(unit, x, x, sums.pop(), at)[1])
-    return sums[-1]
+  def backward(sums: list[Any]) -> list[Any]:
+    """Of the gradients it makes new sums."""
+    return [programs.backward(unit, x, x, *sums, at)[1]]
 
-  def last_backward() -> Any:
-    given = (sums.pop(), heads.pop())
-    _, _, gradients, of_head = programs.loss_backward(unit, head, x, targets, scale, *given, at)
-    sums.append(gradients)
-    heads.append(of_head)
-    return gradients, of_head
+  def last_backward(sums: list[Any]) -> list[Any]:
+    return list(programs.loss_backward(unit, head, x, targets, scale, *sums, at)[2:])
 
-  once = clock(lambda: add_squares(np.float32(0), programs.unit_zeros())).seconds / micro_batches
+  def mean(call: Callable[[list[Any]], list[Any]], nothing: list[Any]) -> float:
+    begins = clock(lambda: call(nothing)).seconds
+    sums = call(nothing)
+
+    def adds() -> list[Any]:
+      sums[:] = call(sums)
+      return sums
+
+    others = micro_batches - 1
+    later = clock(adds).seconds if others else 0.0
+    return (begins + others * later + norm.seconds) / micro_batches
+
+  begin = lambda: backward([None])
+  (gradients,) = begin()
+  norm = clock(lambda: add_squares(np.float32(0), gradients))
   forward = clock(lambda: programs.forward(unit, x, at))
-  cost, last = clock(backward), clock(last_backward)
-  seconds = (forward.seconds, cost.seconds + once, last.seconds + once)
-  return _Device(*seconds, backward, cost)
+  return _Device(
+    *(forward.seconds, mean(backward, [None]), mean(last_backward, [None, None])),
+    *(begin, clock(begin), gradients),
+  )
 
 
 def _host_calls(
   layout: Layout,
-  programs: Programs,
+  gradients: Any,
   updater: Updater,
   transport: Transport,
   vectors: dict[Kind, np.ndarray],
@@ -157,7 +168,7 @@ def _host_calls(
 ) -> dict[Queue, Call]:
   """What moves to and from the device, and the update."""
   up, down = layout.views(vectors[Kind.PARAMETERS]), layout.views(vectors[Kind.GRADIENTS])
-  gradients, room = programs.unit_zeros(), Room(Arena())
+  room = Room(Arena())
   return {
     Queue.HOST_TO_DEVICE: lambda: transport.up(up, room),
     Queue.DEVICE_TO_HOST: lambda: transport.down(gradients, down),

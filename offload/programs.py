@@ -5,6 +5,7 @@ on these being the same executables.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import jax
@@ -66,13 +67,14 @@ class Programs:
 
   forward(unit, x, where) -> y                                 all activations [B, T, M]
   embed(embed, tokens, where) -> x
-  backward(unit, x, dy, gradients, where) -> (dx, gradients)   gradients are donated
+  backward(unit, x, dy, gradients, where) -> (dx, gradients)
   loss_backward(unit, head, x, targets, scale, gradients, head_gradients, where)
       -> (loss, dx, gradients, head_gradients)
   embed_backward(embed, tokens, dx, embed_gradients, where) -> embed_gradients
   infer(unit, x, where) -> y, and loss(unit, head, x, targets, where) -> loss: nothing is dropped
 
-  `loss` is summed over tokens; gradients are those of loss * scale, summed in float32.
+  `loss` is summed over tokens; gradients are those of loss * scale, summed in float32. Gradients
+  given to a backward pass are donated; None begins a sum.
 
   Attributes:
     reserved_bytes: device memory beside the pools: what the largest program takes for itself, on a
@@ -95,21 +97,18 @@ class Programs:
     head_gradients, embed_gradients = _float32(head), _float32(embed)
     self.embed = _compile(self._embed, embed, tokens, where)
     self.forward = _compile(self._forward, unit, x, where)
-    self.backward = _compile(self._backward, unit, x, x, gradients, where, donate=(3,))
-    self.loss_backward = _compile(
+    self.backward = _Backward(self._backward, unit, x, x, gradients, where, sums=(3,))
+    self.loss_backward = _Backward(
       *(self._loss_backward, unit, head, x, tokens, scale, gradients, head_gradients, where),
-      donate=(5, 6),
+      sums=(5, 6),
     )
-    self.embed_backward = _compile(
-      self._embed_backward, embed, tokens, x, embed_gradients, where, donate=(3,)
+    self.embed_backward = _Backward(
+      self._embed_backward, embed, tokens, x, embed_gradients, where, sums=(3,)
     )
     self.infer = _compile(self._infer, unit, x, where)
     self.loss = _compile(self._loss, unit, head, x, tokens, where)
-    self.unit_zeros = _zeros(gradients)
-    self.head_zeros, self.embed_zeros = _zeros(head_gradients), _zeros(embed_gradients)
-    programs = (self.forward, self.backward, self.loss_backward, self.embed_backward)
-    sizes = [program.memory_analysis() for program in programs]
-    largest = max(size.temp_size_in_bytes if size is not None else 0 for size in sizes)
+    passes = (self.backward, self.loss_backward, self.embed_backward)
+    largest = max(_scratch_bytes(self.forward), *(each.scratch_bytes for each in passes))
     # Where the device goes ahead a program begins before the one at work has given back its memory.
     at_once = 2 if jax.default_backend() == "cpu" else 1
     self.reserved_bytes = at_once * largest + 2 * x.size * x.dtype.itemsize
@@ -157,17 +156,37 @@ class Programs:
     return _add(embed_gradients, pull(dx)[0])
 
 
+class _Backward:
+  """A function of sums, compiled in two forms: one that begins them, given None, and one that adds
+  to them and takes their memory.
+
+  Nothing is read, and no zeros are written, where there is nothing to add to.
+  """
+
+  def __init__(self, function: Callable, *shapes: Any, sums: tuple[int, ...]):
+    self._sum = sums[0]
+    self._begins = _compile(function, *(None if i in sums else s for i, s in enumerate(shapes)))
+    self._adds = _compile(function, *shapes, donate=sums)
+    self.scratch_bytes = max(map(_scratch_bytes, (self._begins, self._adds)))
+
+  def __call__(self, *arguments: Any) -> Any:
+    begins = arguments[self._sum] is None
+    return (self._begins if begins else self._adds)(*arguments)
+
+
 def _compile(function, *shapes, donate=()):
   return jax.jit(function, donate_argnums=donate).lower(*shapes).compile()
 
 
-def _zeros(tree: Tree):
-  return _compile(lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), tree))
+def _scratch_bytes(program: Any) -> int:
+  size = program.memory_analysis()
+  return size.temp_size_in_bytes if size is not None else 0
 
 
 def _float32(tree: Tree) -> Tree:
   return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), tree)
 
 
-def _add(sums: Tree, gradients: Tree) -> Tree:
-  return jax.tree.map(lambda total, g: total + g.astype(jnp.float32), sums, gradients)
+def _add(sums: Tree | None, gradients: Tree) -> Tree:
+  gradients = jax.tree.map(lambda g: g.astype(jnp.float32), gradients)
+  return gradients if sums is None else jax.tree.map(jnp.add, sums, gradients)

@@ -67,12 +67,14 @@ def _saves(
 def _raised(
   kind: Kind, work: Work, sizes: Sizes, structure: Structure, limit: int | None
 ) -> Iterator[Structure]:
-  """More room for a kind on the device, the most generous first."""
+  """More room for a kind on the device, what is to be tried first first: the most generous, but
+  for boundary gradients, of which those of a stage are as good as all."""
   if kind in BOUNDARIES:
-    yield structure.with_home(kind, Tier.DEVICE)
-    yield structure.with_ring(
-      *(Tier.DEVICE, kind, _A_STAGE if kind is Kind.BOUNDARY_GRADIENT else _ALL_UNITS)
-    )
+    at_home = structure.with_home(kind, Tier.DEVICE)
+    if kind is Kind.BOUNDARY_GRADIENT:
+      yield from (structure.with_ring(Tier.DEVICE, kind, _A_STAGE), at_home)
+    else:
+      yield from (at_home, structure.with_ring(Tier.DEVICE, kind, _ALL_UNITS))
     return
   yield structure.with_ring(Tier.DEVICE, kind, _ALL_UNITS)
   if kind is Kind.PARAMETERS and limit is not None:

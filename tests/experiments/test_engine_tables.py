@@ -40,7 +40,7 @@ def _row(table, name):
 def test_engine_takes_ratios_within_a_round(tmp_path):
   for i, seconds in enumerate((1.0, 4.0, 3.0)):  # a machine that slows down, and half again
     _leave(tmp_path / "engine", f"compute_bound.{i}", seconds)
-    _leave(tmp_path / "engine", f"whole_program.{i}", seconds / 1.5)
+    _leave(tmp_path / "engine", f"compute_bound-in_memory.{i}", seconds / 1.5)
   row = _row(engine.table(tmp_path), "computations")
   assert row["over its time"] == "3.00×" and row["over predicted"] == "1.50×"
   assert row["over in memory"] == "1.50×" and row["spread"] == "4.00×"

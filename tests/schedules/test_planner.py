@@ -195,6 +195,19 @@ def test_rings_have_no_more_buffers_than_there_are_objects():
   list(derive(iterations(vertical, work, 0, 3), work, pools))  # no pool is too small
 
 
+def test_the_device_holds_a_stage_of_boundary_gradients_and_all_boundaries_before_more_of_them():
+  """Of the gradients only those of two neighbouring units are alive at a time, so that room for all
+  of them would be taken from the boundaries for nothing."""
+  sizes = make_sizes(boundary=100 * PAGE)
+  work = work_of(sizes, units=8, micro_batches=8)
+  least = smallest(sizes, work, False).peak_bytes(work)[Tier.DEVICE]
+  stage, boundaries = 3 * work.micro_batches, work.last * work.micro_batches
+  room = {Tier.DEVICE: least + (stage + boundaries) * 100 * PAGE, Tier.HOST: 10**12}
+  pools = place(vertical, work, sizes, room, False)
+  moved = count(derive(iterations(vertical, work, 0, 3), work, pools), pools)
+  assert not any(kind in BOUNDARIES for link in moved.values() for kind in link)
+
+
 @pytest.mark.parametrize("rate", [0.0, None])
 def test_a_missing_bandwidth_is_refused(rate):
   profile = make_profile()

@@ -101,9 +101,9 @@ class _Reference:
       inputs.append([p.forward(self.units[u], x, at(u, m)) for m, x in enumerate(inputs[u])])
     dys: list[Any] = [None] * self.m
     losses, gradients = [0.0] * self.m, []
-    head_sum, embed_sum = p.head_zeros(), p.embed_zeros()
+    head_sum, embed_sum = None, None
     for u in reversed(range(last + 1)):
-      total, unit = p.unit_zeros(), self.units[u]
+      total, unit = None, self.units[u]
       for m in self.order(u, self.m):
         if u == last:
           loss, dys[m], total, head_sum = p.loss_backward(
