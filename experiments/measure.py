@@ -31,6 +31,9 @@ _UNITS = 2  # of the model in hand: all units are alike, and so are their progra
 def measure(config: ModelConfig, shape: Shape, dtype: Any) -> tuple[Profile, int]:
   """A profile, and the bytes of device memory that the programs take beside the pools.
 
+  A backward pass takes what one of --micro_batches does on average: the first begins a sum of
+  gradients, to which the others add.
+
   The SSD is that of --store, or of the work folder.
 
   Raises:
@@ -39,7 +42,7 @@ def measure(config: ModelConfig, shape: Shape, dtype: Any) -> tuple[Profile, int
   model = Transformer(dataclasses.replace(config, layers=min(_UNITS, config.layers)), dtype)
   layout = Layout.of(jax.eval_shape(model.init_unit, jax.random.key(0)))
   optimizer = optimizers.make(FLAGS.optimizer, 1e-3, FLAGS.weight_decay)
-  work = Work(model.units, FLAGS.micro_batches, layout.parts)
+  work = Work(model.units, 1, layout.parts)
   sizes = sizes_of(model, layout, shape, len(Updater(optimizer, model.dtype).names))
   pools = smallest(sizes, work, dtype == jax.numpy.float32, depth=1)
   programs = Programs(model, layout, shape)
@@ -50,7 +53,7 @@ def measure(config: ModelConfig, shape: Shape, dtype: Any) -> tuple[Profile, int
     check_room(there, pools.peak_bytes(work)[Tier.SSD])
     store = Store(pathlib.Path(folder) / "store", {"format": 1}, direct_io=FLAGS.direct_io)
     streamer = Streamer(model, layout, programs, settings, _no_batch, store)
-    profile = streamer.probe()
+    profile = streamer.probe(FLAGS.micro_batches)
     streamer.release()
   return profile, programs.reserved_bytes
 

@@ -96,7 +96,7 @@ def probe(
   costs = {queue: clock(call) for queue, call in calls.items()}
   sizes = {
     Queue.HOST_TO_DEVICE: _bytes(views),
-    Queue.DEVICE_TO_HOST: vectors[Kind.GRADIENTS].nbytes,
+    Queue.DEVICE_TO_HOST: _bytes(device.gradients),
     Queue.HOST_UPDATE: vectors[Kind.STATES].nbytes,
   }
   rates = {queue: size / costs[queue].seconds for queue, size in sizes.items()}
@@ -136,25 +136,31 @@ def _device(
   def last_backward(sums: list[Any]) -> list[Any]:
     return list(programs.loss_backward(unit, head, x, targets, scale, *sums, at)[2:])
 
-  def mean(call: Callable[[list[Any]], list[Any]], nothing: list[Any]) -> float:
-    begins = clock(lambda: call(nothing)).seconds
-    sums = call(nothing)
-
-    def adds() -> list[Any]:
+  def adding(call: Callable[[list[Any]], list[Any]], sums: list[Any]) -> Call:
+    def add() -> list[Any]:
       sums[:] = call(sums)
       return sums
 
+    return add
+
+  def mean(begins: float, adds: Call) -> float:
     others = micro_batches - 1
     later = clock(adds).seconds if others else 0.0
     return (begins + others * later + norm.seconds) / micro_batches
 
-  begin = lambda: backward([None])
+  begin, begin_last = lambda: backward([None]), lambda: last_backward([None, None])
   (gradients,) = begin()
   norm = clock(lambda: add_squares(np.float32(0), gradients))
-  forward = clock(lambda: programs.forward(unit, x, at))
+  forward, cost, last = (
+    clock(lambda: programs.forward(unit, x, at)),
+    clock(begin),
+    clock(begin_last),
+  )
   return _Device(
-    *(forward.seconds, mean(backward, [None]), mean(last_backward, [None, None])),
-    *(begin, clock(begin), gradients),
+    forward.seconds,
+    mean(cost.seconds, adding(backward, begin())),
+    mean(last.seconds, adding(last_backward, begin_last())),
+    *(begin, cost, gradients),
   )
 
 

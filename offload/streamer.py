@@ -205,13 +205,14 @@ class Streamer:
     ]
     return sum(losses) / sum(int((batch.targets >= 0).sum()) for batch in batches)
 
-  def probe(self) -> Profile:
-    """What this run's computations and transfers take on this machine."""
+  def probe(self, micro_batches: int | None = None) -> Profile:
+    """What this run's computations and transfers take on this machine; a backward pass is the mean
+    of as many micro-batches as the run has, or of another number of them."""
     count = self._updater.scalars(self.iteration)
     profile = probe(
       *(self._layout, self._programs, self.resident_parameters, self._updater),
       *(self._transport, self._state.specs, self._store, self.iteration),
-      self._settings.work.micro_batches,
+      micro_batches or self._settings.work.micro_batches,
     )
     self._updater.start(self.iteration, count)  # the probe has taken steps with it
     give_back()

@@ -61,14 +61,15 @@ def _saves(
   if kind in BOUNDARIES and _leaves(schedule, work, raised, kind, DEVICE_QUEUES):
     return False
   transfers = lambda s: count_of(moves_of(schedule, work, s, kind), kind, DEVICE_QUEUES)
-  return transfers(raised) < transfers(structure)
+  left = transfers(raised)
+  return left < transfers(structure) and not (kind in BOUNDARIES and left)
 
 
 def _raised(
   kind: Kind, work: Work, sizes: Sizes, structure: Structure, limit: int | None
 ) -> Iterator[Structure]:
-  """More room for a kind on the device, what is to be tried first first: the most generous, but
-  for boundary gradients, of which those of a stage are as good as all."""
+  """More room for a kind on the device, the better first: the most generous, but for boundary
+  gradients, of which no more are alive at a time than a stage and its neighbours have."""
   if kind in BOUNDARIES:
     at_home = structure.with_home(kind, Tier.DEVICE)
     if kind is Kind.BOUNDARY_GRADIENT:

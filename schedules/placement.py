@@ -20,7 +20,7 @@ from schedules.pools import CUT, PAGE, Pools, Sizes, cut
 from schedules.registry import Schedule
 from schedules.shares import Case, Solution, solve
 from schedules.simulate import Profile, Shared
-from schedules.steps import SSD_QUEUES, Kind, Part, Queue, Tier, Work
+from schedules.steps import DEVICE_QUEUES, SSD_QUEUES, Kind, Part, Queue, Tier, Work
 from schedules.structure import BOUNDARIES, moves
 
 _DEPTHS = (3, 2, 1)  # of the host's rings of units; with one, reads, updates and writes take turns
@@ -168,14 +168,16 @@ def _whole_spills(
 def rounded(best: tuple[Case, Solution], room: Budgets) -> Pools:
   """Pools of a solution, its shares cut to whole pages: never over the budgets.
 
-  What turns out never to go to SSD is at home in host memory if there is room for it.
+  What turns out to leave the device but never to go to SSD is at home in host memory if there is
+  room for it.
   """
   case, solution = best
   pools = _cut(case, solution, 1e-6)
   if not _fits(pools, case.work, room):
     pools = _cut(case, solution, 0.0)
   for kind in BOUNDARIES:
-    if not count_of(case.moves, kind, SSD_QUEUES):
+    leaves = count_of(case.moves, kind, DEVICE_QUEUES)
+    if leaves and not count_of(case.moves, kind, SSD_QUEUES):
       homes = {**pools.homes, kind: Tier.HOST}
       at_home = dataclasses.replace(pools, homes=homes)
       if pools.homes[kind] is Tier.SSD and not pools.spilled and _fits(at_home, case.work, room):

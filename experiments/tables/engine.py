@@ -2,9 +2,10 @@
 
     python -m experiments.tables engine --measure     # about 12 minutes on 2 quiet cores
 
-Each case is a flag file of experiments/flags/training; each run a process of its own, with direct
-I/O. A case's figures are medians over rounds of ratios within one run: its median iteration over
-what the probe of the same run saw, or over in-memory training of the same round.
+Each case is a flag file of experiments/flags/training, one of them with another number of
+micro-batches, too; each run is a process of its own, with direct I/O. A case's figures are medians
+over rounds of ratios within one run: its median iteration over what the probe of the same run saw,
+or over in-memory training of the same round.
 """
 
 import statistics

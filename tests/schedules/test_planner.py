@@ -206,6 +206,7 @@ def test_the_device_holds_a_stage_of_boundary_gradients_and_all_boundaries_befor
   pools = place(vertical, work, sizes, room, False)
   moved = count(derive(iterations(vertical, work, 0, 3), work, pools), pools)
   assert not any(kind in BOUNDARIES for link in moved.values() for kind in link)
+  assert Tier.HOST not in pools.homes.values()  # nor is there room kept for them
 
 
 @pytest.mark.parametrize("rate", [0.0, None])
