@@ -39,7 +39,7 @@ def _of(plan: Plan) -> dict[str, Any]:
     "binding": prediction.binding,
     "predicted_bytes": _bytes_by_link(plan),
     "peak_bytes": {str(tier): peaks[tier] for tier in Tier},
-    "homes": homes_of(plan.pools),
+    "homes": homes_of(plan.pools, prediction.traffic),
     "spilled": plan.pools.spilled,
     "rings": {f"{tier}/{kind}": n for (tier, kind), n in plan.pools.rings.items()},
     "curve": [{"micro_batches": m, "seconds": s} for m, s in plan.curve],
@@ -79,7 +79,8 @@ def text(head: str, plans: dict[str, Plan], comparison: dict[str, Any], model: s
 def _plan_lines(name: str, plan: Plan) -> list[str]:
   prediction, peaks = plan.prediction, plan.pools.peak_bytes(plan.work)
   moved = ", ".join(f"{link} {_size(n)}" for link, n in _bytes_by_link(plan).items())
-  homes = ", ".join(f"{kind} on {where}" for kind, where in homes_of(plan.pools).items())
+  where = homes_of(plan.pools, prediction.traffic)
+  homes = ", ".join(f"{kind} on {home}" for kind, home in where.items())
   lines = [
     f"{name}: --micro_batches={plan.work.micro_batches} "
     f"--delayed_fraction={plan.delayed_fraction:g}",

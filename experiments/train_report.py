@@ -32,8 +32,9 @@ def describe(settings: Settings, number: int) -> str:
   work, pools = settings.work, settings.pools
   peaks = pools.peak_bytes(work)
   steady = [s for s in steps_of(settings, 0, 3) if s.iteration == 1]
-  homes = ", ".join(f"{kind} on {where}" for kind, where in homes_of(pools).items())
-  moved = _by_link(totals(count(steady, pools)))
+  traffic = count(steady, pools)
+  homes = ", ".join(f"{kind} on {where}" for kind, where in homes_of(pools, traffic).items())
+  moved = _by_link(totals(traffic))
   lines = [
     f"{number} iterations of {work.micro_batches} micro-batches over {work.units} units, "
     f"{len(steady)} steps each.",
@@ -47,9 +48,14 @@ def describe(settings: Settings, number: int) -> str:
   return "\n".join(lines)
 
 
-def homes_of(pools: Pools) -> dict[str, str]:
-  """Where each kind is at home, in words: one tier, or the host's share and the rest on SSD."""
-  homes = {str(kind): str(tier) for kind, tier in pools.homes.items()}
+def homes_of(pools: Pools, traffic: Traffic) -> dict[str, str]:
+  """Where each kind is at home, in words: one tier, or the host's share and the rest on SSD.
+
+  Boundaries that no link moves are on the device, whose ring they never leave.
+  """
+  moved = {kind for kinds in traffic.values() for kind, count in kinds.items() if count}
+  tiers = {kind: tier if kind in moved else Tier.DEVICE for kind, tier in pools.homes.items()}
+  homes = {str(kind): str(tier) for kind, tier in tiers.items()}
   for kind in CUT:
     vector = pools.vectors[kind]
     share = sum(n for s, n in vector.items() if s.home is Tier.HOST) / sum(vector.values())
@@ -89,7 +95,7 @@ def summary(
     "cores": cores(),
     "peak_bytes": {**peaks, "device": device},
     "optimizer_state_bytes": settings.pools.sizes.bytes(Kind.STATES) * work.units,
-    "homes": homes_of(settings.pools),
+    "homes": homes_of(settings.pools, predicted),
     "busy_seconds": {str(queue): seconds for queue, seconds in result.busy.items()},
     "profile": dataclasses.asdict(profile),
   }

@@ -4,7 +4,9 @@ import pytest
 
 from experiments import train_report
 from offload.executor import Span
-from schedules.steps import Queue
+from schedules.placement import smallest
+from schedules.pools import PAGE, Sizes
+from schedules.steps import Kind, Part, Queue, Work
 
 
 def _span(name, iteration, start, stop):
@@ -43,3 +45,12 @@ def test_the_bottleneck_is_what_has_most_to_do_alone():
   assert "Median iteration 1.000 s, predicted 1.100 s. Over all 4.0 s" in table
   assert "2 cores             3.50 s busy     0.50 s waiting" in table
   assert "bottleneck: cores (0.900 s), then device (0.700 s), then ssd_read (0.200 s)" in table
+
+
+def test_boundaries_that_never_move_are_said_to_be_on_the_device():
+  ones = dict.fromkeys(Kind, 1)
+  pools = smallest(Sizes(ones, {Part.NOW: PAGE}, ones, ones), Work(4, 2), True)
+  traffic = {Queue.DEVICE_TO_HOST: {Kind.BOUNDARY: 5, Kind.BOUNDARY_GRADIENT: 0}}
+  homes = train_report.homes_of(pools, traffic)
+  assert homes["boundary"] == "ssd" and homes["boundary_gradient"] == "device"
+  assert homes["states"] == "ssd"
