@@ -53,7 +53,7 @@ def homes_of(pools: Pools, traffic: Traffic) -> dict[str, str]:
 
   Boundaries that no link moves are on the device, whose ring they never leave.
   """
-  moved = {kind for kinds in traffic.values() for kind, count in kinds.items() if count}
+  moved = {kind for kinds in traffic.values() for kind, size in kinds.items() if size}
   tiers = {kind: tier if kind in moved else Tier.DEVICE for kind, tier in pools.homes.items()}
   homes = {str(kind): str(tier) for kind, tier in tiers.items()}
   for kind in CUT:
