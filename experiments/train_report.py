@@ -95,7 +95,7 @@ def summary(
     "cores": cores(),
     "peak_bytes": {**peaks, "device": device},
     "optimizer_state_bytes": settings.pools.sizes.bytes(Kind.STATES) * work.units,
-    "homes": homes_of(settings.pools, predicted),
+    "homes": homes_of(settings.pools, of_run(settings.schedule, work, settings.pools, 3)),
     "busy_seconds": {str(queue): seconds for queue, seconds in result.busy.items()},
     "profile": dataclasses.asdict(profile),
   }
