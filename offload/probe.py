@@ -151,11 +151,8 @@ def _device(
   begin, begin_last = lambda: backward([None]), lambda: last_backward([None, None])
   (gradients,) = begin()
   norm = clock(lambda: add_squares(np.float32(0), gradients))
-  forward, cost, last = (
-    clock(lambda: programs.forward(unit, x, at)),
-    clock(begin),
-    clock(begin_last),
-  )
+  forward = clock(lambda: programs.forward(unit, x, at))
+  cost, last = clock(begin), clock(begin_last)
   return _Device(
     forward.seconds,
     mean(cost.seconds, adding(backward, begin())),

@@ -59,7 +59,7 @@ def _saves(
   """Whether more room on the device saves transfers: all of them where boundaries are concerned,
   whose rings are meant for exactly that."""
   if kind in BOUNDARIES and _leaves(schedule, work, raised, kind, DEVICE_QUEUES):
-    return False
+    return False  # few of them tell it sooner than all
   transfers = lambda s: count_of(moves_of(schedule, work, s, kind), kind, DEVICE_QUEUES)
   left = transfers(raised)
   return left < transfers(structure) and not (kind in BOUNDARIES and left)

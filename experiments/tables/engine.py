@@ -1,6 +1,6 @@
 """How near training comes to its bottleneck: the SSD, the computations, or both at once.
 
-    python -m experiments.tables engine --measure     # about 12 minutes on 2 quiet cores
+    python -m experiments.tables engine --measure     # about 10 minutes on 2 quiet cores
 
 Each case is a flag file of experiments/flags/training, one of them with another number of
 micro-batches, too; each run is a process of its own, with direct I/O. A case's figures are medians

@@ -196,8 +196,8 @@ def test_rings_have_no_more_buffers_than_there_are_objects():
 
 
 def test_the_device_holds_a_stage_of_boundary_gradients_and_all_boundaries_before_more_of_them():
-  """Of the gradients only those of two neighbouring units are alive at a time, so that room for all
-  of them would be taken from the boundaries for nothing."""
+  """Of the gradients only those of a stage and its neighbours are alive at a time, so that room for
+  all of them would be taken from the boundaries for nothing."""
   sizes = make_sizes(boundary=100 * PAGE)
   work = work_of(sizes, units=8, micro_batches=8)
   least = smallest(sizes, work, False).peak_bytes(work)[Tier.DEVICE]
