@@ -59,7 +59,7 @@ class Passes:
     at, unit = self._where(step), self._device.read(step, Kind.PARAMETERS)
     y = self._programs.forward(unit, self._input(step, at), at)
     self._device.write(step, Kind.BOUNDARY, y)
-    return Rest(lambda: jax.block_until_ready(y))
+    return Rest(y.block_until_ready)
 
   def _backward(self, step: Step) -> Rest:
     c, p, held = _computation(step), self._programs, self._device
@@ -106,7 +106,7 @@ class Passes:
 
   def _end(self, c: Computation, dx: jax.Array, squares: jax.Array | None) -> None:
     # And with it the sums, of the same program, which the next micro-batch may have taken by now.
-    jax.block_until_ready(dx)
+    dx.block_until_ready()
     if squares is not None:
       self._refuse_unless_finite(c, squares, f"unit {c.unit}")
 

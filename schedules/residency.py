@@ -7,7 +7,9 @@ changes is written through to its home and stays usable where it is. Slices with
 tier have a buffer of their own there, and never leave it.
 
 Buffers are reused oldest first even when a younger one is free: a ring through which everything
-streams keeps two transfers in flight, where the buffer freed last would be waited for.
+streams keeps two transfers in flight, where the buffer freed last would be waited for. One grows
+young again when it is read, but for an update's result: the next pass reads it while it is still
+being written to SSD, and such buffers are given up in the order in which their writes end.
 
 The derivation is incremental: it holds a few iterations at a time, since the list has no end.
 """
@@ -82,7 +84,8 @@ class _TierPass:
     self._slot: dict[Object, int] = {}  # of the ring
     self._valid: dict[Object, set[Slice]] = {}
     self._writer: dict[Object, dict[Slice, _Draft]] = {}  # the newest value was produced up here
-    self._rings: dict[object, dict[int, Object | None]] = {}  # slot -> occupant, oldest use first
+    self._rings: dict[object, dict[int, Object | None]] = {}  # slot -> occupant, the oldest first
+    self._updated: set[Object] = set()  # in its ring buffer
 
   def run(self, batches: Iterable[list[_Draft]]) -> Iterator[list[_Draft]]:
     """One batch behind: by then it is known what of it was read again after it had left."""
@@ -114,7 +117,7 @@ class _TierPass:
     if self._is_home(item, access.slices[0]):
       slot = self._pools.home_slot(item, self._tier, self._work)
     else:
-      slot = self._ring_slot(item, in_use, draft)
+      slot = self._ring_slot(access, in_use, draft)
       in_use.add((item.kind, slot))
     placed = Access(access.tier, item, access.mode, access.slices, slot)
     if access.mode.reads:
@@ -177,7 +180,8 @@ class _TierPass:
   def _was_written(self, item: Object, slices: Iterable[Slice]) -> bool:
     return all(piece in self._writer.get(item, {}) for piece in slices)
 
-  def _ring_slot(self, item: Object, in_use: set[tuple[object, int]], draft: _Draft) -> int:
+  def _ring_slot(self, access: Access, in_use: set[tuple[object, int]], draft: _Draft) -> int:
+    item = access.object
     size = self._pools.rings.get((self._tier, item.kind), 0)
     ring = self._rings.setdefault(item.kind, dict.fromkeys(range(size)))
     slot = self._slot.get(item)
@@ -189,13 +193,22 @@ class _TierPass:
         )
       self._evict(ring[slot])
       self._slot[item] = slot
-    ring.pop(slot)
-    ring[slot] = item  # youngest
+    if access.mode.writes or not self._stays_old(item, size):
+      ring.pop(slot)
+      ring[slot] = item  # youngest
+    if access.mode.writes and item.kind in PERSISTENT:
+      self._updated.add(item)
     return slot
+
+  def _stays_old(self, item: Object, size: int) -> bool:
+    """Whether a read leaves its buffer as old as an update has made it. Not in a ring of more than
+    half of the units, which still holds some of them when the pass after the next one comes."""
+    return item in self._updated and 2 * size <= self._work.units
 
   def _evict(self, item: Object | None) -> None:
     if item is not None:
       self._slot.pop(item)
+      self._updated.discard(item)
       self._valid[item] = {s for s in self._valid.get(item, ()) if self._is_home(item, s)}
 
   def _emit(self, batch: list[_Draft]) -> list[_Draft]:

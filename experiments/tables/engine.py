@@ -1,8 +1,8 @@
 """How near training comes to its bottleneck: the SSD, the computations, or both at once.
 
-    python -m experiments.tables engine --measure     # about 10 minutes on 2 quiet cores
+    python -m experiments.tables engine --measure     # about 15 minutes on 2 quiet cores
 
-Each case is a flag file of experiments/flags/training, one of them with another number of
+Each case is a flag file of experiments/flags/training, one of them with more or with larger
 micro-batches, too; each run is a process of its own, with direct I/O. A case's figures are medians
 over rounds of ratios within one run: its median iteration over what the probe of the same run saw,
 or over in-memory training of the same round.
@@ -52,6 +52,10 @@ CASES = {
   "compute_bound": Case("computations", 1.10, _MEMORY, "compute_bound"),
   "more_micro_batches": Case(
     "computations, eight micro-batches", 1.10, _MEMORY, "compute_bound", ("--micro_batches=8",)
+  ),
+  "larger_micro_batches": Case(
+    *("computations, two sequences a micro-batch", 1.10, _MEMORY, "compute_bound"),
+    ("--micro_batch_size=2", "--device_memory_budget=240MiB"),
   ),
 }
 

@@ -199,3 +199,17 @@ def test_nothing_moves_that_needs_not(make_pools):
     (Queue.DEVICE_TO_HOST, Kind.GRADIENTS),
   ]
   assert moves[0].access(Tier.DEVICE, Kind.PARAMETERS).mode is Mode.WRITE
+
+
+def test_the_next_pass_waits_for_updates_results_in_the_order_of_their_writes(make_pools):
+  """Not the other way round: the last unit's write would hold up the first unit's read."""
+  steps = derived("vertical", Work(6, 2), make_pools(host=3))
+  of_parameters = lambda queue, iteration: [
+    s
+    for s in steps
+    if (s.queue, s.iteration) == (queue, iteration) and s.moved[0] is Kind.PARAMETERS
+  ]
+  written = [step.index for step in of_parameters(Queue.SSD_WRITE, 0)][-3:]
+  read = of_parameters(Queue.SSD_READ, 1)[:3]
+  assert [step.sources[0].object.unit for step in read] == [3, 4, 5]
+  assert [[w for w in step.waits if w in written] for step in read] == [[i] for i in written]
