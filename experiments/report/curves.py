@@ -21,8 +21,8 @@ def orders(path: Path, ratios: Series, gains: Series) -> None:
     ticks = [x for x, _ in ratios["measured"]]
     left.set_xticks(ticks, [f"{x:g}" for x in ticks])
     left.axhline(1.96, color=INK, linestyle=(0, (4, 3)), linewidth=1)
-    where = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-    left.annotate("paper: 1.96, GPT-65B, A100", (0, 1.96), (4, 4), fontsize=9, **where)
+    where = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right"}
+    left.annotate("paper: 1.96, GPT-65B, A100", (1, 1.96), (-4, -13), fontsize=9, **where)
     _draw(right, gains, "delayed fraction alpha", "throughput over alpha = 0")
     left.legend(loc="best", fontsize=9)
     save(figure, path)
