@@ -8,8 +8,10 @@ tier have a buffer of their own there, and never leave it.
 
 Buffers are reused oldest first even when a younger one is free: a ring through which everything
 streams keeps two transfers in flight, where the buffer freed last would be waited for. One grows
-young again when it is read, but for an update's result: the next pass reads it while it is still
-being written to SSD, and such buffers are given up in the order in which their writes end.
+young again when it is read, but for an update's result in a ring of at most half of the units. The
+next pass reads that while it is still being written to SSD, so such buffers are given up in the
+order in which their writes end. The price is one read that waits for a later load where no write is
+under way.
 
 The derivation is incremental: it holds a few iterations at a time, since the list has no end.
 """
@@ -85,7 +87,7 @@ class _TierPass:
     self._valid: dict[Object, set[Slice]] = {}
     self._writer: dict[Object, dict[Slice, _Draft]] = {}  # the newest value was produced up here
     self._rings: dict[object, dict[int, Object | None]] = {}  # slot -> occupant, the oldest first
-    self._updated: set[Object] = set()  # in its ring buffer
+    self._updated: set[Object] = set()  # whose ring buffer holds an update's result
 
   def run(self, batches: Iterable[list[_Draft]]) -> Iterator[list[_Draft]]:
     """One batch behind: by then it is known what of it was read again after it had left."""
@@ -201,8 +203,9 @@ class _TierPass:
     return slot
 
   def _stays_old(self, item: Object, size: int) -> bool:
-    """Whether a read leaves its buffer as old as an update has made it. Not in a ring of more than
-    half of the units, which still holds some of them when the pass after the next one comes."""
+    """Whether reads leave its buffer as old as an update has made it. Not in a ring of more than
+    half of the units, which still holds some of them when the backward pass comes: to give those up
+    would cost reads."""
     return item in self._updated and 2 * size <= self._work.units
 
   def _evict(self, item: Object | None) -> None:

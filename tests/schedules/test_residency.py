@@ -201,9 +201,10 @@ def test_nothing_moves_that_needs_not(make_pools):
   assert moves[0].access(Tier.DEVICE, Kind.PARAMETERS).mode is Mode.WRITE
 
 
-def test_the_next_pass_waits_for_updates_results_in_the_order_of_their_writes(make_pools):
+@pytest.mark.parametrize("units", [6, 8, 11])
+def test_the_next_pass_waits_for_updates_results_in_the_order_of_their_writes(make_pools, units):
   """Not the other way round: the last unit's write would hold up the first unit's read."""
-  steps = derived("vertical", Work(6, 2), make_pools(host=3))
+  steps = derived("vertical", Work(units, 2), make_pools(host=3))
   of_parameters = lambda queue, iteration: [
     s
     for s in steps
