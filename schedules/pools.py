@@ -78,8 +78,9 @@ class Pools:
   """Homes and rings.
 
   An object at home has a buffer of its own. Below its home it never goes; on the tiers above it
-  passes through the kind's ring, whose buffers are reused oldest first. A host ring of a kind that
-  is cut has buffers for its slices on SSD alone: the others have theirs at home.
+  passes through the kind's ring, whose buffers are reused oldest first (`residency` says what makes
+  one old). A host ring of a kind that is cut has buffers for its slices on SSD alone: the others
+  have theirs at home.
 
   Attributes:
     vectors: elements of each slice of the kinds that are cut, alike for all units, in the vector's

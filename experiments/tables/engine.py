@@ -2,10 +2,10 @@
 
     python -m experiments.tables engine --measure     # about 15 minutes on 2 quiet cores
 
-Each case is a flag file of experiments/flags/training, one of them with more or with larger
-micro-batches, too; each run is a process of its own, with direct I/O. A case's figures are medians
-over rounds of ratios within one run: its median iteration over what the probe of the same run saw,
-or over in-memory training of the same round.
+Each case is a flag file of experiments/flags/training; one of them is run with more micro-batches,
+too, and with larger ones. Each run is a process of its own, with direct I/O. A case's figures are
+medians over rounds of ratios within one run: its median iteration over what the probe of the same
+run saw, or over in-memory training of the same round.
 """
 
 import statistics
@@ -53,6 +53,7 @@ CASES = {
   "more_micro_batches": Case(
     "computations, eight micro-batches", 1.10, _MEMORY, "compute_bound", ("--micro_batches=8",)
   ),
+  # On the device there is room for their two programs' larger scratch memory, and all boundaries.
   "larger_micro_batches": Case(
     *("computations, two sequences a micro-batch", 1.10, _MEMORY, "compute_bound"),
     ("--micro_batch_size=2", "--device_memory_budget=240MiB"),

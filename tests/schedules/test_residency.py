@@ -40,7 +40,7 @@ def four_pages(work):
 
 works = st.builds(
   Work,
-  st.integers(1, 5),
+  st.integers(1, 8),
   st.integers(1, 4),
   st.sampled_from([(Part.NOW,), (Part.DELAYED,), (Part.NOW, Part.DELAYED)]),
 )
@@ -202,9 +202,13 @@ def test_nothing_moves_that_needs_not(make_pools):
 
 
 @pytest.mark.parametrize("units", [6, 8, 11])
-def test_the_next_pass_waits_for_updates_results_in_the_order_of_their_writes(make_pools, units):
+@pytest.mark.parametrize("master_is_parameter", [True, False])
+def test_the_next_pass_waits_for_updates_results_in_the_order_of_their_writes(
+  make_pools, units, master_is_parameter
+):
   """Not the other way round: the last unit's write would hold up the first unit's read."""
-  steps = derived("vertical", Work(units, 2), make_pools(host=3))
+  pools = make_pools(host=3, master_is_parameter=master_is_parameter)
+  steps = derived("vertical", Work(units, 2), pools)
   of_parameters = lambda queue, iteration: [
     s
     for s in steps
