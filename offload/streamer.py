@@ -119,9 +119,10 @@ class Streamer:
       self._state.initialise(jax.random.key(settings.seed), settings.optimizer)
     self._judge = Judge(settings.clip_norm, loss_scale)
     give_back()
-    self._on_cpu = jax.default_backend() == "cpu"
-    scratch = programs.reserved_bytes if self._on_cpu else 0
-    self._trim = Trimmer(growth=max(_HOLES, scratch // 2, settings.spare_bytes), keep=scratch)
+    growth, keep = max(_HOLES, settings.spare_bytes), 0
+    if programs.on_cpu:
+      growth, keep = max(growth, programs.scratch_bytes), programs.reserved_bytes
+    self._trim = Trimmer(growth, keep)
 
   @property
   def peak_bytes(self) -> dict[str, int]:
@@ -164,7 +165,7 @@ class Streamer:
 
     self._in_step = True
     # A GPU's loads would begin later: XLA lets a new buffer wait for all that was enqueued before.
-    executor = Executor(actions.perform, overlap=s.overlap, ahead=self._on_cpu)
+    executor = Executor(actions.perform, overlap=s.overlap, ahead=self._programs.on_cpu)
     lists = iterations(s.schedule, s.work, first, count, stop)
     executor.run(derive(lists, s.work, s.pools), done, ending.admits)
     ends[-1] = time.perf_counter()  # the last iteration ends when its last write has landed
