@@ -83,17 +83,17 @@ class Passes:
     if c.unit == 0:
       assert resident is not None
       embed, inputs = self._resident.parameters["embed"], self._batch(step).inputs
-      (resident["embed"],) = p.embed_backward(embed, inputs, dx, resident.get("embed"), at)
+      resident["embed"] = p.embed_backward(embed, inputs, dx, resident.get("embed"), at)
     else:
       held.write(step, Kind.BOUNDARY_GRADIENT, dx)
     held.write(step, Kind.GRADIENTS, gradients)
     if resident is not None:
       held.write(step, Kind.RESIDENT_GRADIENTS, resident)
     squares = self._add_to_norm(step, gradients)
-    sums = gradients, resident
-    if c.unit == 0 and squares is not None:  # the next step needs the verdict
-      return Rest(lambda: self._end_all(step, sums, squares), alone=True)
-    return Rest(lambda: self._end(c, dx, sums, squares))
+    if c.unit > 0:
+      return Rest(lambda: self._end(c, dx, squares))
+    # The next step takes these sums, or needs the verdict.
+    return Rest(lambda: self._end_first_unit(step, resident, squares), alone=True)
 
   def _add_to_norm(self, step: Step, gradients: Tree) -> jax.Array | None:
     """Adds a unit's gradients to the norm once they are complete."""
@@ -104,18 +104,18 @@ class Passes:
     self._device.write(step, Kind.NORM, squares)
     return squares
 
-  def _end(self, c: Computation, dx: jax.Array, sums: Tree, squares: jax.Array | None) -> None:
+  def _end(self, c: Computation, dx: jax.Array, squares: jax.Array | None) -> None:
+    # And with it the sums, of the same program, which the next micro-batch may have taken by now.
     dx.block_until_ready()
-    for leaf in jax.tree.leaves(sums):
-      if not leaf.is_deleted():  # as where the next micro-batch has taken it
-        leaf.block_until_ready()
     if squares is not None:
       self._refuse_unless_finite(c, squares, f"unit {c.unit}")
 
-  def _end_all(self, step: Step, sums: Tree, squares: jax.Array) -> None:
+  def _end_first_unit(self, step: Step, resident: Tree, squares: jax.Array | None) -> None:
     """The first unit's gradients are the last of all: once complete, they decide."""
+    jax.block_until_ready(resident)
+    if squares is None:
+      return
     c = _computation(step)
-    jax.block_until_ready(sums)
     self._refuse_unless_finite(c, squares, "unit 0")
     squares = add_squares(squares, gradients_of(step, self._device))
     self._refuse_unless_finite(c, squares, "the embedding or the head")

@@ -85,12 +85,14 @@ def poison(programs: Programs, iteration: int, unit: int) -> None:
       if tuple(at[1:]) != (iteration, max(unit, 0), 0):
         return out
       spoil = lambda tree: jax.tree.map(lambda leaf: leaf.at[..., -1].set(jnp.nan), tree)
+      if gradients is None:
+        return spoil(out)
       return tuple(spoil(x) if i == gradients else x for i, x in enumerate(out))
 
     return after
 
   if unit < 0:
-    programs.embed_backward = poisoned(programs.embed_backward, 0)
+    programs.embed_backward = poisoned(programs.embed_backward, None)
   else:
     programs.backward = poisoned(programs.backward, 1)
     programs.loss_backward = poisoned(programs.loss_backward, 2)

@@ -114,7 +114,7 @@ class _Reference:
         else:
           dys[m], total = p.backward(unit, inputs[u][m], dys[m], total, at(u, m))
         if u == 0:
-          (embed_sum,) = p.embed_backward(embed, data[m][0], dys[m], embed_sum, at(u, m))
+          embed_sum = p.embed_backward(embed, data[m][0], dys[m], embed_sum, at(u, m))
       gradients.insert(0, total)
     total = {**head_sum, "embed": embed_sum}
     if "embed" in head_sum:
