@@ -1,6 +1,7 @@
 """A unit's programs: how the gradients of micro-batches come to a sum."""
 
 import functools
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +53,8 @@ def test_who_waits_for_the_other_results_has_waited_for_the_sums(small_model):
   where = Where.of(0, 0, 0, 0, np.zeros(x.shape[:2], np.int32))
   turn = lambda _, tree: jax.tree.map(lambda leaf: -leaf, tree)
   late = jax.jit(lambda tree: jax.lax.fori_loop(0, _TURNS, turn, tree)).lower(unit).compile()
-  sums = late(unit)  # still to come, for far longer than a small model's backward pass takes
+  with ThreadPoolExecutor(1) as other:  # XLA would begin nothing else of this thread meanwhile
+    sums = other.submit(late, unit).result()  # still to come when a backward pass would be over
   dx, sums = programs.backward(unit, x, x, sums, where)
   dx.block_until_ready()
   assert all(leaf.is_ready() for leaf in jax.tree.leaves(sums))
