@@ -34,8 +34,8 @@ from schedules.residency import derive
 from schedules.simulate import Profile
 from schedules.steps import RESIDENT_UNIT, Kind, Step, Work
 
-# Bytes of the heap that freed memory may fill beyond the budgets; or as much as one program's
-# scratch memory, where that is more: so large are the blocks that leave holes.
+# Bytes of the heap that freed memory may fill beyond the budgets; or as much as one program takes
+# for itself, where that is more: so large are the blocks that leave holes.
 _HOLES = 32 * 2**20
 
 
