@@ -1,5 +1,6 @@
 """The quickstart: its summary's fields, its stages' commands, and its refusals."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,22 @@ def test_every_stage_names_a_program_and_flag_files_that_exist(quick):
     for file in files:
       opening = file.read_text()
       assert opening.startswith("# ") and "# Takes:" in opening and "# Command:" in opening
+
+
+def test_its_runs_fit_their_budgets_and_the_compared_ones_differ_in_what_crosses(tmp_path):
+  """The compared runs keep activation checkpoints on the device, so that the orders differ in
+  parameters and gradients alone, and vertical reads a seventh of horizontal's bytes from SSD."""
+  read = {}
+  for stage in quickstart.stages(tmp_path, "stdlib"):
+    if stage.program != "train":
+      continue
+    command = [*stage.command(tmp_path, quick=False, seed=0), "--dry_run"]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Homes: boundary on device, boundary_gradient on device," in done.stdout
+    read[stage.name] = float(re.findall(r"ssd_read ([\d.]+) MiB", done.stdout)[0])
+  assert read["horizontal"] / read["vertical"] >= 7
+  assert not any(tmp_path.iterdir())
 
 
 def test_a_short_text_is_refused_and_nothing_written(tmp_path):
