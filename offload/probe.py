@@ -28,6 +28,8 @@ from schedules.simulate import Profile, Shared
 from schedules.steps import SSD_QUEUES, Kind, Queue, Step, update
 
 _REPEATS, _SECONDS = 15, 0.4  # of each thing: whichever ends first, but three at least
+_DISK_REPEATS, _DISK_SECONDS = 60, 0.8  # others' use of a disk comes and goes within a second
+_WINDOWS, _WINDOWS_SECONDS = 9, 1.5  # of calls at the same time, likewise
 _ARRAYS = 2  # on SSD, that calls take in turn
 _CACHE = 32 * 2**20  # bytes that a processor may cache of what a run has moved
 _STEPS = 400  # empty ones, to see what a step costs before it does anything
@@ -43,14 +45,15 @@ class _Cost(NamedTuple):
 class _Clock:
   """Times calls that find none of their data in the processor's caches."""
 
-  def __init__(self):
+  def __init__(self, repeats: int = _REPEATS, seconds: float = _SECONDS):
+    self._repeats, self._seconds = repeats, seconds
     self._others = np.ones(_CACHE // 8)
 
   def __call__(self, call: Call) -> _Cost:
     """Median wall time of a call, after one that is not counted."""
     jax.block_until_ready(call())
     times, used = list[float](), 0.0
-    while len(times) < 3 or (len(times) < _REPEATS and sum(times) < _SECONDS):
+    while len(times) < 3 or (len(times) < self._repeats and sum(times) < self._seconds):
       self._others.sum()  # a memset would pass the caches by
       before, start = time.process_time(), time.perf_counter()
       jax.block_until_ready(call())
@@ -101,7 +104,8 @@ def probe(
   }
   rates = {queue: size / costs[queue].seconds for queue, size in sizes.items()}
   latencies = dict.fromkeys(Queue, _step_seconds())
-  disk = _Disk(store, vectors, specs.buffer(Kind.BOUNDARY, None, make), clock)
+  small = specs.buffer(Kind.BOUNDARY, None, make)
+  disk = _Disk(store, vectors, small, _Clock(_DISK_REPEATS, _DISK_SECONDS))
   for queue, (seconds, rate) in disk.latencies_and_rates.items():
     latencies[queue] += seconds
     rates[queue] = rate
@@ -265,20 +269,28 @@ def _shared(
 
 
 def _together(calls: list[Call], alone: list[float]) -> list[float]:
-  """The speed of calls that are repeated at the same time, as shares of that alone."""
+  """The speed of calls that are repeated at the same time, as shares of that alone; medians of
+  some windows of time."""
   seconds = max(3 * max(alone), min(_SECONDS, _REPEATS * max(alone)))
+  count = max(1, min(_WINDOWS, int(_WINDOWS_SECONDS / seconds)))
+  with ThreadPoolExecutor(len(calls)) as pool:
+    windows = [_window(calls, seconds, pool) for _ in range(count)]
+  times = zip(*windows, strict=True)
+  return [a / statistics.median(each) for a, each in zip(alone, times, strict=True)]
+
+
+def _window(calls: list[Call], seconds: float, pool: ThreadPoolExecutor) -> list[float]:
+  """The mean wall time of each call, all repeated for as long."""
   start = time.perf_counter()
 
-  def repeat(i: int) -> float:
+  def repeat(call: Call) -> float:
     count, begun = 0, time.perf_counter()
     while count == 0 or time.perf_counter() - start < seconds:  # a thread may begin late
-      jax.block_until_ready(calls[i]())
+      jax.block_until_ready(call())
       count += 1
     return (time.perf_counter() - begun) / count
 
-  with ThreadPoolExecutor(len(calls)) as pool:
-    each = list(pool.map(repeat, range(len(calls))))  # raises what a call raised
-  return [a / e for a, e in zip(alone, each, strict=True)]
+  return list(pool.map(repeat, calls))  # raises what a call raised
 
 
 def _step_seconds() -> float:

@@ -73,12 +73,13 @@ class Programs:
   embed_backward(embed, tokens, dx, embed_gradients, where) -> embed_gradients
   infer(unit, x, where) -> y, and loss(unit, head, x, targets, where) -> loss: nothing is dropped
 
-  `loss` is summed over tokens; gradients are those of loss * scale, summed in float32. Gradients
-  given to a backward pass are donated; None begins a sum.
+  `loss` is summed over tokens; gradients are those of loss * scale, summed over micro-batches in
+  float32. Gradients given to a backward pass are donated; None, for all of its sums, begins them.
 
   Attributes:
     on_cpu: whether they run on the host's cores and in its memory.
-    scratch_bytes: what the largest takes for itself, gradients that are to be added among it.
+    scratch_bytes: what the largest takes for itself, gradients that are to be added among it (with
+      one micro-batch too, which adds none).
     reserved_bytes: device memory beside the pools: the scratch memory, on a CPU twice, and the
       first unit's input and its gradient, which are made where they are used.
   """
@@ -106,7 +107,7 @@ class Programs:
       *(self._loss_backward, unit, head, x, tokens, scale, gradients, head_gradients, where),
       sums=(5, 6),
     )
-    # Its gradients are scattered: in place only the rows of the tokens are touched.
+    # Its gradients are scattered: in place, in float32, only the rows of the tokens are touched.
     self.embed_backward = _AddsInPlace(
       self._embed_backward, embed, tokens, x, embed_gradients, where, sums=(3,)
     )
@@ -202,8 +203,10 @@ class _AddsApart:
 
   def __call__(self, *arguments: Any) -> Any:
     sums = tuple(arguments[i] for i in self._sums)
-    others, gradients = self._split(results := self._begins(*_without(arguments, self._sums)))
-    return results if sums[0] is None else self._adds(others, sums, gradients)
+    if sums[0] is None:
+      return self._begins(*arguments)
+    others, gradients = self._split(self._begins(*_without(arguments, self._sums)))
+    return self._adds(others, sums, gradients)
 
   def _split(self, results: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     return results[: -len(self._sums)], results[-len(self._sums) :]

@@ -1,5 +1,7 @@
 """The probe on a machine that is busy with something else."""
 
+import itertools
+
 import pytest
 
 from offload import probe
@@ -9,6 +11,12 @@ from schedules.steps import SSD_QUEUES
 def test_a_call_is_timed_even_if_its_thread_begins_when_the_time_is_over():
   speeds = probe._together([lambda: None, lambda: None], [1e-12, 1e-12])
   assert len(speeds) == 2 and all(0 < speed <= 1 for speed in speeds)
+
+
+def test_a_window_in_which_a_neighbour_took_the_disk_does_not_count(monkeypatch):
+  windows = itertools.chain([[90.0, 80.0]], itertools.repeat([2.0, 4.0]))
+  monkeypatch.setattr(probe, "_window", lambda calls, seconds, pool: next(windows))
+  assert probe._together([lambda: None, lambda: None], [1e-3, 1e-3]) == [1e-3 / 2, 1e-3 / 4]
 
 
 @pytest.mark.parametrize(

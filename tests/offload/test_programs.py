@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from offload.layout import Layout
 from offload.programs import Programs, Shape, Where
@@ -58,3 +59,16 @@ def test_who_waits_for_the_other_results_has_waited_for_the_sums(small_model):
   dx, sums = programs.backward(unit, x, x, sums, where)
   dx.block_until_ready()
   assert all(leaf.is_ready() for leaf in jax.tree.leaves(sums))
+
+
+def test_a_sum_given_beside_none_is_refused(small_model):
+  """Not left out: whoever begins one of a program's sums begins all."""
+  programs = _programs(small_model)
+  unit, resident = (
+    make(jax.random.key(1)) for make in (small_model.init_unit, small_model.init_resident)
+  )
+  head, x = programs.head_part(resident), jnp.ones(programs.boundary.shape)
+  at = np.zeros(x.shape[:2], np.int32)
+  given = (unit, head, x, at, np.float32(1), None, head, Where.of(0, 0, 0, 0, at))
+  with pytest.raises(TypeError):
+    programs.loss_backward(*given)
