@@ -1,7 +1,8 @@
 """A model in training between two iterations: vectors at home, and what stays on the device."""
 
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -69,17 +70,16 @@ class State:
     """Begins anew; what an earlier run of the same configuration left unfinished goes."""
     model, layout = self._model, self._layout
     self._generations.resume([])
-    init_unit = jax.jit(model.init_unit)
     masters = self.specs.vector(Kind.GRADIENTS, layout.elements)
     states = self.specs.vector(Kind.STATES, layout.elements)
     for u in range(model.units):
-      tree = init_unit(jax.random.fold_in(key, u))
+      tree = _made(model.init_unit, jax.random.fold_in(key, u))
       jax.tree.map(lambda view, leaf: np.copyto(view, leaf), layout.views(masters), tree)
       self._updater.initial_states(masters, states)
       self._put(Kind.PARAMETERS, u, masters.astype(model.dtype, copy=False))
       self._put(Kind.STATES, u, states)
     self._updater.start(0)
-    initial = jax.jit(model.init_resident)(jax.random.fold_in(key, model.units))
+    initial = _made(model.init_resident, jax.random.fold_in(key, model.units))
     self.resident = Resident(initial, optimizer, model.dtype)
 
   def commit(self, iteration: int, keep: int, loss_scale: LossScale) -> int:
@@ -200,6 +200,12 @@ class State:
       str(kind): [(str(piece.part), str(piece.home), n) for piece, n in vector.items()]
       for kind, vector in vectors.items()
     }
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _made(init: Callable[[jax.Array], Any], key: jax.Array) -> Any:
+  """Initial parameters, by one compiled program for all units, and for all runs of a process."""
+  return init(key)
 
 
 def environment() -> dict[str, Any]:

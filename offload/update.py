@@ -6,6 +6,7 @@ rates) is kept once for each iteration.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -174,6 +175,7 @@ def _is_vector(path: Any, leaf: Any, block: int) -> bool:
   return leaf.shape == (block,)
 
 
+@functools.cache  # an optimizer is asked for by several updaters of a run
 def _refuse_unless_elementwise(transformation: optax.GradientTransformation) -> None:
   """Perturbs one gradient of a small matrix: no other element's updates may change.
 

@@ -2,6 +2,7 @@
 
 # ruff: noqa: E402  (the order of imports is the point)
 
+import itertools
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before anything imports JAX; gpu_check says cuda
@@ -35,6 +36,8 @@ _TOLERANCES = {
   "bfloat16": {"rtol": 2e-2, "atol": 2e-2},
 }
 
+_ended, _TESTS_PER_CLEARING = itertools.count(1), 50
+
 
 def pytest_addoption(parser):
   parser.addoption("--whole_grid", action="store_true", help="Grids of settings whole, for hours.")
@@ -43,9 +46,9 @@ def pytest_addoption(parser):
 @pytest.fixture(autouse=True)
 def _programs_are_let_go(request):
   """Each takes some of the memory maps, of which a process may have 65,530: a whole grid's are
-  more, and one too many is a crash."""
+  more, and one too many is a crash. To compile anew after each test is most of a test's time."""
   yield
-  if request.config.getoption("whole_grid"):
+  if request.config.getoption("whole_grid") and next(_ended) % _TESTS_PER_CLEARING == 0:
     jax.clear_caches()
 
 

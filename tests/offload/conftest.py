@@ -68,6 +68,7 @@ def batches(iteration: int, micro_batch: int) -> Batch:
   return Batch(tokens[:, :-1], targets, np.stack([positions] * 2).astype(np.int32))
 
 
+@functools.cache
 def optimizer(name: str = "adamw"):
   rate = optimizers.warmup_cosine(1e-2, 2, 10)
   if name == "groups":  # the leaves that do not decay have a rate of their own
