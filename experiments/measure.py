@@ -14,6 +14,7 @@ from models.config import ModelConfig
 from models.transformer import Transformer
 from offload import optimizers
 from offload.layout import Layout
+from offload.probe import disk_bytes
 from offload.programs import Programs, Shape
 from offload.sizes import sizes_of
 from offload.store import Store
@@ -50,7 +51,7 @@ def measure(config: ModelConfig, shape: Shape, dtype: Any) -> tuple[Profile, int
   there = pathlib.Path(FLAGS.store or program.workdir()).absolute()
   there = next(folder for folder in (there, *there.parents) if folder.is_dir())
   with program.mistakes(), tempfile.TemporaryDirectory(prefix="probe-", dir=there) as folder:
-    check_room(there, pools.peak_bytes(work)[Tier.SSD])
+    check_room(there, pools.peak_bytes(work)[Tier.SSD] + disk_bytes(sizes))
     store = Store(pathlib.Path(folder) / "store", {"format": 1}, direct_io=FLAGS.direct_io)
     streamer = Streamer(model, layout, programs, settings, _no_batch, store)
     profile = streamer.probe(FLAGS.micro_batches)

@@ -24,13 +24,15 @@ from offload.store import Store
 from offload.transport import Room, Transport
 from offload.update import Updater
 from offload.verdict import add_squares
+from schedules.pools import Sizes
 from schedules.simulate import Profile, Shared
 from schedules.steps import SSD_QUEUES, Kind, Queue, Step, update
 
 _REPEATS, _SECONDS = 15, 0.4  # of each thing: whichever ends first, but three at least
 _DISK_REPEATS, _DISK_SECONDS = 60, 0.8  # others' use of a disk comes and goes within a second
 _WINDOWS, _WINDOWS_SECONDS = 9, 1.5  # of calls at the same time, likewise
-_ARRAYS = 2  # on SSD, that calls take in turn
+_USES = ("read", "written")
+_ARRAYS = 2  # on SSD for each use, that calls take in turn
 _CACHE = 32 * 2**20  # bytes that a processor may cache of what a run has moved
 _STEPS = 400  # empty ones, to see what a step costs before it does anything
 _UNHINDERED = 0.95  # of its speed alone: two that keep so much of it did not compete
@@ -118,6 +120,12 @@ def probe(
   shared = (_shared("cores", float(cores()), costs, calls, busy), disk_shared)
   disk.remove()
   return Profile(*device[:3], rates, shared, latencies)
+
+
+def disk_bytes(sizes: Sizes) -> int:
+  """What a probe writes to SSD, and removes."""
+  kinds = (Kind.PARAMETERS, Kind.STATES, Kind.BOUNDARY)
+  return len(_USES) * _ARRAYS * sum(map(sizes.bytes, kinds))
 
 
 def _device(
@@ -208,7 +216,7 @@ class _Disk:
         for i in range(_ARRAYS)
       ]
       for name, rows in groups.items()
-      for use in ("read", "written")
+      for use in _USES
     }
     for arrays in itertools.chain.from_iterable(self._arrays.values()):
       for name, array in arrays.items():

@@ -2,9 +2,11 @@
 
 import itertools
 
+import numpy as np
 import pytest
 
 from offload import probe
+from offload.store import Store
 from schedules.steps import SSD_QUEUES
 
 
@@ -17,6 +19,20 @@ def test_a_window_in_which_a_neighbour_took_the_disk_does_not_count(monkeypatch)
   windows = itertools.chain([[90.0, 80.0]], itertools.repeat([2.0, 4.0]))
   monkeypatch.setattr(probe, "_window", lambda calls, seconds, pool: next(windows))
   assert probe._together([lambda: None, lambda: None], [1e-3, 1e-3]) == [1e-3 / 2, 1e-3 / 4]
+
+
+def test_what_it_writes_is_known_before(streaming, tmp_path, monkeypatch):
+  streamer = streaming(tmp_path / "store", "gpt", "vertical", homes="slices")
+  made, create = [], Store.create
+
+  def creating(store, name, size, dtype):
+    made.append(size * np.dtype(dtype).itemsize)
+    return create(store, name, size, dtype)
+
+  monkeypatch.setattr(Store, "create", creating)
+  streamer.probe()
+  assert sum(made) == probe.disk_bytes(streamer._settings.pools.sizes)
+  streamer.remove()
 
 
 @pytest.mark.parametrize(
