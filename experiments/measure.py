@@ -38,7 +38,7 @@ def measure(config: ModelConfig, shape: Shape, dtype: Any) -> tuple[Profile, int
   The SSD is that of --store, or of the work folder.
 
   Raises:
-    Mistake: the folder's disk has no room for the unit's states, or cannot be written to.
+    Mistake: the folder's disk has no room for what is written, or cannot be written to.
   """
   model = Transformer(dataclasses.replace(config, layers=min(_UNITS, config.layers)), dtype)
   layout = Layout.of(jax.eval_shape(model.init_unit, jax.random.key(0)))

@@ -16,7 +16,7 @@ from experiments.stopping import failures
 from models.config import PRESETS, ModelConfig
 from models.transformer import Transformer
 from models.weights import checkpoint
-from offload import manifest, snapshot
+from offload import manifest, probe, snapshot
 from offload.budget import budgets, spare_bytes
 from offload.checksums import Corrupt
 from offload.feed import Batch
@@ -187,9 +187,9 @@ def _folders(owner: str, corpus: data.Corpus) -> tuple[pathlib.Path, pathlib.Pat
 
 
 def _check_disk(store: pathlib.Path, pools: Pools, work: Work) -> None:
-  needed = pools.peak_bytes(work)[Tier.SSD]
+  needed = pools.peak_bytes(work)[Tier.SSD] + probe.disk_bytes(pools.sizes)
   if FLAGS.commit_every:
-    needed = pools.disk_bytes(work, FLAGS.keep)
+    needed = max(needed, pools.disk_bytes(work, FLAGS.keep))
   there = next(folder for folder in (store, *store.absolute().parents) if folder.is_dir())
   held = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
   free = shutil.disk_usage(there).free + held

@@ -278,7 +278,7 @@ def _shared(
 
 def _together(calls: list[Call], alone: list[float]) -> list[float]:
   """The speed of calls that are repeated at the same time, as shares of that alone; medians of
-  some windows of time."""
+  as many windows of time as there is time for, one where calls take long."""
   seconds = max(3 * max(alone), min(_SECONDS, _REPEATS * max(alone)))
   count = max(1, min(_WINDOWS, int(_WINDOWS_SECONDS / seconds)))
   with ThreadPoolExecutor(len(calls)) as pool:

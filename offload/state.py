@@ -204,7 +204,7 @@ class State:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _made(init: Callable[[jax.Array], Any], key: jax.Array) -> Any:
-  """Initial parameters, by one compiled program for all units, and for all runs of a process."""
+  """Initial parameters, by one compiled program for all units and runs of a model."""
   return init(key)
 
 

@@ -40,7 +40,7 @@ _ended, _TESTS_PER_CLEARING = itertools.count(1), 50
 
 
 def pytest_addoption(parser):
-  parser.addoption("--whole_grid", action="store_true", help="Grids of settings whole, for hours.")
+  parser.addoption("--whole_grid", action="store_true", help="Grids of settings, whole.")
 
 
 @pytest.fixture(autouse=True)

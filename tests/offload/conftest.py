@@ -263,7 +263,7 @@ def some_batches():
 
 @pytest.fixture
 def adamw():
-  return optimizer()
+  return optimizer("adamw")
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ def test_a_call_is_timed_even_if_its_thread_begins_when_the_time_is_over():
 
 
 def test_a_window_in_which_a_neighbour_took_the_disk_does_not_count(monkeypatch):
-  windows = itertools.chain([[90.0, 80.0]], itertools.repeat([2.0, 4.0]))
+  windows = itertools.chain([[90.0, 80.0], [0.1, 0.2]], itertools.repeat([2.0, 4.0]))
   monkeypatch.setattr(probe, "_window", lambda calls, seconds, pool: next(windows))
   assert probe._together([lambda: None, lambda: None], [1e-3, 1e-3]) == [1e-3 / 2, 1e-3 / 4]
 

@@ -70,5 +70,5 @@ def test_a_sum_given_beside_none_is_refused(small_model):
   head, x = programs.head_part(resident), jnp.ones(programs.boundary.shape)
   at = np.zeros(x.shape[:2], np.int32)
   given = (unit, head, x, at, np.float32(1), None, head, Where.of(0, 0, 0, 0, at))
-  with pytest.raises(TypeError):
+  with pytest.raises(TypeError, match="pytree"):
     programs.loss_backward(*given)
