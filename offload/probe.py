@@ -45,11 +45,10 @@ class _Cost(NamedTuple):
 
 
 class _Clock:
-  """Times calls that find none of their data in the processor's caches."""
+  """Times calls that find none of their data in the processor's caches, which `others` fill."""
 
-  def __init__(self, repeats: int = _REPEATS, seconds: float = _SECONDS):
-    self._repeats, self._seconds = repeats, seconds
-    self._others = np.ones(_CACHE // 8)
+  def __init__(self, others: np.ndarray, repeats: int = _REPEATS, seconds: float = _SECONDS):
+    self._others, self._repeats, self._seconds = others, repeats, seconds
 
   def __call__(self, call: Call) -> _Cost:
     """Median wall time of a call, after one that is not counted."""
@@ -94,7 +93,8 @@ def probe(
   make = Arena().array  # as a run's buffers are
   vectors = {kind: specs.vector(kind, layout.elements, make) for kind in kinds}
   vectors[Kind.STATES].fill(1e-3)
-  views, clock = layout.views(vectors[Kind.PARAMETERS]), _Clock()
+  views, others = layout.views(vectors[Kind.PARAMETERS]), np.ones(_CACHE // 8)
+  clock = _Clock(others)
   unit = transport.up(views, Room(Arena()))
   device = _device(programs, resident, unit, micro_batches, clock)
   calls = _host_calls(layout, device.gradients, updater, transport, vectors, iteration)
@@ -107,7 +107,7 @@ def probe(
   rates = {queue: size / costs[queue].seconds for queue, size in sizes.items()}
   latencies = dict.fromkeys(Queue, _step_seconds())
   small = specs.buffer(Kind.BOUNDARY, None, make)
-  disk = _Disk(store, vectors, small, _Clock(_DISK_REPEATS, _DISK_SECONDS))
+  disk = _Disk(store, vectors, small, _Clock(others, _DISK_REPEATS, _DISK_SECONDS))
   for queue, (seconds, rate) in disk.latencies_and_rates.items():
     latencies[queue] += seconds
     rates[queue] = rate
