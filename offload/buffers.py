@@ -2,8 +2,10 @@
 
 import contextlib
 import ctypes
+import functools
 import math
 import mmap
+import os
 from typing import Any
 
 import numpy as np
@@ -126,8 +128,15 @@ class Trimmer:
 
 def _resident_bytes() -> int:
   """Of this process; 0 where the system does not tell it as Linux does."""
+  file = _statm()
+  return 0 if file is None else int(os.pread(file, 256, 0).split()[1]) * mmap.PAGESIZE
+
+
+@functools.cache
+def _statm() -> int | None:
+  """Stays open as long as the process: it is read after every computation, in a fifth of the time
+  that it takes to open it too."""
   try:
-    with open("/proc/self/statm", "rb", buffering=0) as file:
-      return int(file.read(256).split()[1]) * mmap.PAGESIZE
+    return os.open("/proc/self/statm", os.O_RDONLY)
   except OSError:
-    return 0
+    return None

@@ -71,6 +71,11 @@ class Layout:
     return stop - start
 
   @property
+  def lengths(self) -> tuple[int, int]:
+    """Elements that weight decay applies to, and the others, with the padding."""
+    return self.decayed, self.elements - self.decayed
+
+  @property
   def payload(self) -> int:
     """Elements of leaves, without padding."""
     return sum(math.prod(shape) for shape in self.shapes)

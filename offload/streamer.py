@@ -102,7 +102,7 @@ class Streamer:
     """
     self._model, self._layout, self._settings, self._batches = model, layout, settings, batches
     self._programs, self._store = programs, store
-    self._updater = Updater(settings.optimizer, model.dtype)
+    self._updater = Updater(settings.optimizer, model.dtype, layout.lengths)
     self._transport = TRANSPORTS[settings.transport]()
     self._state = State(
       *(model, layout, programs.boundary, self._updater, settings.work, settings.pools, store),

@@ -1,14 +1,14 @@
 """An elementwise optax transformation applied to slices of flat vectors.
 
 One compiled program updates one block of fixed size, padded at the end, so that where a vector is
-cut cannot change a bit of the result. What belongs to a whole step (counts, and with them learning
-rates) is kept once for each iteration.
+cut cannot change a bit of the result; one for elements that decay, and one for the others. What
+belongs to a whole step (counts, and with them learning rates) is kept once for each iteration.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,9 @@ import optax
 
 from offload.buffers import aligned
 
-_BLOCK = 2**17  # elements: a block's vectors stay in the processor's cache on their way back
+# Elements of a block, at most, and what it is a multiple of. A block's vectors stay in the
+# processor's cache on their way back, beside computations: alone, larger ones are faster.
+_BLOCK, _STEP = 2**17, 2**10
 MASTER = "master"
 
 
@@ -29,8 +31,18 @@ class Optimizer:
   plain: optax.GradientTransformation
 
 
+class _Rule(NamedTuple):
+  """The program of a transformation, and the elements that it updates at once."""
+
+  program: Callable[..., Any]
+  block: int
+
+
 class Updater:
   """Applies an optimizer to parameters, states and gradients that lie in host memory.
+
+  `lengths` are the elements of a whole vector that decay, and those that do not. Blocks of at most
+  `most` elements divide them evenly: what is padded costs as much as what is not.
 
   Attributes:
     names: of the state vectors, in the order in which they are stacked. The float32 master values
@@ -40,24 +52,32 @@ class Updater:
     ValueError: the optimizer is not elementwise, so that it cannot be applied to slices.
   """
 
-  def __init__(self, optimizer: Optimizer, parameter_dtype: Any, block: int = _BLOCK):
-    self._block = block
+  def __init__(
+    self,
+    optimizer: Optimizer,
+    parameter_dtype: Any,
+    lengths: tuple[int, int],
+    most: int = _BLOCK,
+  ):
     self._dtype = np.dtype(parameter_dtype)
     self._cpu = jax.local_devices(backend="cpu")[0]
-    state = jax.eval_shape(optimizer.decayed.init, jax.ShapeDtypeStruct((block,), jnp.float32))
+    blocks = [block_of(length, most) for length in lengths]
+    state = jax.eval_shape(optimizer.decayed.init, jax.ShapeDtypeStruct((_STEP,), jnp.float32))
     paths, self._treedef = jax.tree.flatten_with_path(state)
-    self._is_vector = [_is_vector(path, leaf, block) for path, leaf in paths]
+    self._is_vector = [_is_vector(path, leaf, _STEP) for path, leaf in paths]
     kept = zip(paths, self._is_vector, strict=True)
     self.names = _distinct([_name(path) for (path, _), vector in kept if vector])
     self.has_master = self._dtype != np.float32
     if self.has_master:
       self.names.append(MASTER)
-    for rule in (optimizer.decayed, optimizer.plain):
-      _refuse_unless_elementwise(rule)
-    self._programs = [self._compile(t) for t in (optimizer.decayed, optimizer.plain)]
+    transformations = (optimizer.decayed, optimizer.plain)
+    for transformation in transformations:
+      _refuse_unless_elementwise(transformation)
+    programs = map(self._compile, transformations)
+    self._decayed, self._plain = map(_Rule, programs, blocks)
     self._initial = jax.jit(optimizer.decayed.init)
     self._scalars: dict[int, list[Any]] = {}  # before the step of an iteration
-    self._scratch = aligned((len(self.names) + 2, block), np.float32)
+    self._scratch = aligned((len(self.names) + 2, max(blocks)), np.float32)
 
   def start(self, iteration: int, scalars: list[Any] | None = None) -> None:
     """Sets what belongs to a whole step to `scalars`, or to that of a fresh start, for the
@@ -65,7 +85,7 @@ class Updater:
     if scalars is not None:
       self._scalars = {iteration: [jnp.array(scalar) for scalar in scalars]}
       return
-    state = jax.tree.leaves(self._initial(jnp.zeros(self._block, jnp.float32)))
+    state = jax.tree.leaves(self._initial(jnp.zeros(_STEP, jnp.float32)))
     fresh = [leaf for leaf, vector in zip(state, self._is_vector, strict=True) if not vector]
     self._scalars = {iteration: fresh}
 
@@ -96,9 +116,9 @@ class Updater:
     """
     scalars = self._scalars_of(iteration)
     with jax.default_device(self._cpu):
-      for program, start, stop in self._blocks(len(gradients), decayed):
+      for rule, start, stop in self._blocks(len(gradients), decayed):
         blocks = (parameters[start:stop], states[:, start:stop], gradients[start:stop])
-        after = self._apply_block(program, scalars, *blocks, scaled)
+        after = self._apply_block(rule, scalars, *blocks, scaled)
         self._scalars.setdefault(iteration + 1, after)
 
   def skip(self, iteration: int, parameters: np.ndarray, states: np.ndarray) -> None:
@@ -115,20 +135,20 @@ class Updater:
 
   def _blocks(self, length: int, decayed: int):
     decayed = min(max(decayed, 0), length)
-    for program, begin, end in ((0, 0, decayed), (1, decayed, length)):
-      for start in range(begin, end, self._block):
-        yield self._programs[program], start, min(start + self._block, end)
+    for rule, begin, end in ((self._decayed, 0, decayed), (self._plain, decayed, length)):
+      for start in range(begin, end, rule.block):
+        yield rule, start, min(start + rule.block, end)
 
-  def _apply_block(self, program, scalars, parameters, states, gradients, scaled) -> list[Any]:
+  def _apply_block(self, rule, scalars, parameters, states, gradients, scaled) -> list[Any]:
     size = len(gradients)
-    whole = size == self._block
     inputs = [gradients, *states] if self.has_master else [gradients, *states, parameters]
-    if not whole:
-      for row, values in zip(self._scratch, inputs, strict=False):
+    if size < rule.block:
+      rows = self._scratch[: len(inputs), : rule.block]
+      for row, values in zip(rows, inputs, strict=True):
         row[:size], row[size:] = values, 0
-      inputs = list(self._scratch[: len(inputs)])
+      inputs = list(rows)
     inputs[0] = scaled(inputs[0])
-    cast, vectors, after = program(inputs, scalars)
+    cast, vectors, after = rule.program(inputs, scalars)
     for target, vector in zip(states, vectors, strict=False):
       np.copyto(target, np.asarray(vector)[:size])
     np.copyto(parameters, np.asarray(cast)[:size])
@@ -155,6 +175,12 @@ class Updater:
   def _split(self, state: Any) -> tuple[list[Any], list[Any]]:
     leaves = list(zip(jax.tree.leaves(state), self._is_vector, strict=True))
     return [x for x, vector in leaves if vector], [x for x, vector in leaves if not vector]
+
+
+def block_of(length: int, most: int) -> int:
+  """Elements of the fewest equal blocks, of at most `most`, that hold so many; whole steps."""
+  count = -(-length // most)
+  return _STEP * max(1, -(-length // (max(count, 1) * _STEP)))
 
 
 def _name(path: Any) -> str:

@@ -13,6 +13,12 @@ next pass reads that while it is still being written to SSD, so such buffers are
 order in which their writes end. The price is one read that waits for a later load where no write is
 under way.
 
+Optimizer states are read from SSD no sooner than the parameters that stand before them in the list.
+Their buffers may be free sooner, while parameters wait for buffers that are being written. But what
+they read then takes the disk from these writes, and leaves it idle at the turn from forward to
+backward pass, when nothing can be written before the first update. Where the SSD is the bottleneck
+an iteration takes 0.92 of the time so (18 units of 3.2M parameters; 2 cores).
+
 The derivation is incremental: it holds a few iterations at a time, since the list has no end.
 """
 
@@ -235,10 +241,12 @@ def _with_waits(batches: Iterable[list[_Draft]]) -> Iterator[Step]:
   """Numbers the steps and derives the waits.
 
   A step waits for what wrote what it reads, for the readers of what it overwrites, and for whoever
-  wrote there before. All of these stand earlier in the list, so nothing can wait for ever.
+  wrote there before; a read of optimizer states for that of parameters, too. All of these stand
+  earlier in the list, so nothing can wait for ever.
   """
   writer: dict[tuple, int] = {}
   readers: dict[tuple, list[int]] = {}
+  parameters_read: int | None = None  # the last such read from SSD
   index = 0
   for batch in batches:
     for draft in batch:
@@ -255,6 +263,11 @@ def _with_waits(batches: Iterable[list[_Draft]]) -> Iterator[Step]:
             writer[place] = index
           else:
             readers.setdefault(place, []).append(index)
+      if draft.queue is Queue.SSD_READ:
+        kind = draft.accesses[0].object.kind
+        if kind is Kind.STATES and parameters_read is not None:
+          waits.add(parameters_read)
+        parameters_read = index if kind is Kind.PARAMETERS else parameters_read
       waits.discard(index)
       yield _step(index, draft, waits)
       index += 1

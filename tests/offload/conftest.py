@@ -169,7 +169,9 @@ def settings_of(
   """Placed by hand, or under a budget in bytes."""
   order = SCHEDULES[schedule]
   work = with_whole_step(order, Work(model.units, micro_batches, layout.parts))
-  sizes = sizes_of(model, layout, SHAPE, len(Updater(optimizer(rule), model.dtype).names))
+  sizes = sizes_of(
+    model, layout, SHAPE, len(Updater(optimizer(rule), model.dtype, layout.lengths).names)
+  )
   is_master = model.dtype == jnp.float32
   if budget is None:
     pools = placed(sizes, work, is_master, homes, ample)

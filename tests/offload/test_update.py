@@ -11,9 +11,10 @@ import optax
 import pytest
 
 from offload import optimizers
-from offload.update import Optimizer, Updater
+from offload.update import Optimizer, Updater, block_of
 
-N, DECAYED, BLOCK = 5000, 3008, 1024
+N, DECAYED, BLOCK = 7000, 5056, 3072  # two blocks, and one of 2,048
+LENGTHS = (DECAYED, N - DECAYED)
 
 
 def vectors(updater, seed=0):
@@ -28,7 +29,7 @@ def vectors(updater, seed=0):
 @pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
 def test_equals_optax_on_whole_vectors(name, assert_close):
   optimizer = optimizers.make(name, optimizers.warmup_cosine(0.1, 1, 5), 0.1)
-  updater = Updater(optimizer, np.float32, BLOCK)
+  updater = Updater(optimizer, np.float32, LENGTHS, BLOCK)
   parameters, states, gradients = vectors(updater)
   expected, halves = jnp.array(parameters), (slice(0, DECAYED), slice(DECAYED, N))
   rules = (optimizer.decayed, optimizer.plain)
@@ -45,7 +46,7 @@ def test_equals_optax_on_whole_vectors(name, assert_close):
 
 @hypothesis.given(st.lists(st.integers(0, N), max_size=3))
 def test_cuts_change_no_bit(cuts):
-  updater = Updater(optimizers.make("adamw", 0.1, 0.1), np.float32, BLOCK)
+  updater = Updater(optimizers.make("adamw", 0.1, 0.1), np.float32, LENGTHS, BLOCK)
   whole, whole_states, gradients = vectors(updater)
   for k, gradient in enumerate(gradients):
     updater.apply(k, whole, whole_states, gradient, DECAYED)
@@ -60,7 +61,7 @@ def test_cuts_change_no_bit(cuts):
 
 def test_masters_keep_what_bfloat16_loses():
   """Steps below half a bfloat16 unit add up: only masters of more bits can do that."""
-  updater = Updater(optimizers.make("momentum", 1e-4, 0.0), jnp.bfloat16, BLOCK)
+  updater = Updater(optimizers.make("momentum", 1e-4, 0.0), jnp.bfloat16, LENGTHS, BLOCK)
   assert updater.names[-1] == "master"
   masters, states = np.ones(N, np.float32), np.zeros((len(updater.names), N), np.float32)
   updater.initial_states(masters, states)
@@ -74,7 +75,10 @@ def test_masters_keep_what_bfloat16_loses():
 
 def test_states_of_one_name_are_kept_apart():
   twice = optax.chain(optax.trace(0.9), optax.trace(0.5), optax.scale(-0.1))
-  assert Updater(Optimizer(twice, twice), np.float32, BLOCK).names == ["trace_0", "trace_1"]
+  assert Updater(Optimizer(twice, twice), np.float32, LENGTHS, BLOCK).names == [
+    "trace_0",
+    "trace_1",
+  ]
 
 
 def normalised(rate):
@@ -91,4 +95,14 @@ CLIPPED = optax.chain(optax.clip_by_global_norm(100.0), optax.sgd(optax.linear_s
 @pytest.mark.parametrize("rule", [optax.lamb(0.1), optax.adafactor(0.1), normalised(0.1), CLIPPED])
 def test_what_is_not_elementwise_is_refused(rule):
   with pytest.raises(ValueError, match="only elementwise optimizers"):
-    Updater(Optimizer(rule, rule), np.float32, BLOCK)
+    Updater(Optimizer(rule, rule), np.float32, LENGTHS, BLOCK)
+
+
+@hypothesis.given(st.integers(0, 2**24), st.integers(1, 300))
+def test_blocks_are_few_and_even(length, steps):
+  most = steps * 1024
+  size = block_of(length, most)
+  assert 0 < size <= most and size % 1024 == 0
+  fewest = -(-length // most)
+  assert (fewest - 1) * size < length <= fewest * size or length == 0
+  assert fewest * size - length < 1024 * max(fewest, 1) or length < 1024

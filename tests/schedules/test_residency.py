@@ -218,3 +218,21 @@ def test_the_next_pass_waits_for_updates_results_in_the_order_of_their_writes(
   read = of_parameters(Queue.SSD_READ, 1)[:3]
   assert [step.sources[0].object.unit for step in read] == [3, 4, 5]
   assert [[w for w in step.waits if w in written] for step in read] == [[i] for i in written]
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULES))
+@pytest.mark.parametrize("parts", [(Part.NOW,), (Part.NOW, Part.DELAYED)])
+def test_states_are_read_after_the_parameters_listed_before_them(make_pools, name, parts):
+  """Parameters wait for no states in turn, which may lack a buffer for long."""
+  work = Work(6, 2, parts)
+  steps = derived(name, work, make_pools(elements=four_pages(work), units=0.25))
+  reads = [step for step in steps if step.queue is Queue.SSD_READ]
+  parameters = [step.index for step in reads if step.moved[0] is Kind.PARAMETERS]
+  states = [step for step in reads if step.moved[0] is Kind.STATES]
+  assert parameters and states
+  for step in states:
+    waited = set(parameters) & set(step.waits)
+    assert waited == {max(i for i in parameters if i < step.index)}
+  of_states = {step.index for step in states}
+  for step in reads:
+    assert step.moved[0] is Kind.STATES or not of_states & set(step.waits)
