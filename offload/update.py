@@ -1,8 +1,9 @@
 """An elementwise optax transformation applied to slices of flat vectors.
 
 One compiled program updates one block of fixed size, padded at the end, so that where a vector is
-cut cannot change a bit of the result; one for elements that decay, and one for the others. What
-belongs to a whole step (counts, and with them learning rates) is kept once for each iteration.
+cut cannot change a bit of the result; another, with a size of its own, the elements that do not
+decay. What belongs to a whole step (counts, and with them learning rates) is kept once for each
+iteration.
 """
 
 import dataclasses
@@ -42,7 +43,8 @@ class Updater:
   """Applies an optimizer to parameters, states and gradients that lie in host memory.
 
   `lengths` are the elements of a whole vector that decay, and those that do not. Blocks of at most
-  `most` elements divide them evenly: what is padded costs as much as what is not.
+  `most` elements, a multiple of 1,024, divide them evenly: what is padded costs as much as what is
+  not. A slice may have one padded block of each.
 
   Attributes:
     names: of the state vectors, in the order in which they are stacked. The float32 master values
@@ -178,7 +180,7 @@ class Updater:
 
 
 def block_of(length: int, most: int) -> int:
-  """Elements of the fewest equal blocks, of at most `most`, that hold so many; whole steps."""
+  """Elements of the fewest equal blocks that hold so many; `most` and they are whole steps."""
   count = -(-length // most)
   return _STEP * max(1, -(-length // (max(count, 1) * _STEP)))
 

@@ -57,6 +57,17 @@ def test_orders_puts_measured_beside_predicted(tmp_path):
   assert _row(table, "M = 8")["measured ratio"] == NOT_MEASURED
 
 
+@pytest.mark.parametrize("schedule", orders.SCHEDULES)
+def test_orders_compares_runs_that_keep_their_boundaries_on_the_device(tmp_path, schedule):
+  """At the most micro-batches, so that the orders differ in parameters and gradients alone."""
+  own = (f"--flagfile={engine.FLAGS / 'orders.flags'}", f"--schedule={schedule}")
+  more = (f"--micro_batches={max(orders.MICRO_BATCHES)}", "--dry_run", f"--workdir={tmp_path}")
+  command = [sys.executable, "-m", "experiments.train", *own, *more]
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  assert "Homes: boundary on device, boundary_gradient on device," in done.stdout
+
+
 @pytest.mark.parametrize("module", [engine, orders, memory, transports])
 def test_what_was_not_run_is_not_measured(module, tmp_path):
   table = module.table(tmp_path)

@@ -13,7 +13,7 @@ import pytest
 from offload import optimizers
 from offload.update import Optimizer, Updater, block_of
 
-N, DECAYED, BLOCK = 7000, 5056, 3072  # two blocks, and one of 2,048
+N, DECAYED, BLOCK = 7000, 5056, 4096  # two blocks of 3,072 that decay, and one of 2,048
 LENGTHS = (DECAYED, N - DECAYED)
 
 
@@ -105,4 +105,16 @@ def test_blocks_are_few_and_even(length, steps):
   assert 0 < size <= most and size % 1024 == 0
   fewest = -(-length // most)
   assert (fewest - 1) * size < length <= fewest * size or length == 0
-  assert fewest * size - length < 1024 * max(fewest, 1) or length < 1024
+  assert fewest * size - length < 1024 * max(fewest, 1)
+
+
+def test_a_whole_vector_is_updated_in_even_blocks():
+  updater, sizes = Updater(optimizers.make("adamw", 0.1, 0.1), np.float32, LENGTHS, BLOCK), []
+
+  def scaled(gradients):
+    sizes.append(len(gradients))
+    return gradients
+
+  parameters, states, (gradients, *_) = vectors(updater)
+  updater.apply(0, parameters, states, gradients, DECAYED, scaled)
+  assert sizes == [3072, 3072, 2048]
