@@ -53,7 +53,7 @@ def table(runs: Path) -> Table:
 def of_summary(summary: dict[str, Any]) -> Table:
   """The table of a run of experiments.peers, from its summary."""
   cases = summary["cases"]
-  rounds = max((len(runs) for case in cases for runs in case["results"].values()), default=0)
+  rounds = {len(runs) for case in cases for runs in case["results"].values()} or {0}
   notes = [
     f"Medians over {_rounds_text(rounds)} of each system, the first iteration of each left out."
     " Float32, recomputation everywhere, direct I/O on both sides; the same weights and batches."
@@ -120,8 +120,11 @@ def _row(case: dict[str, Any]) -> tuple[str, ...]:
   )
 
 
-def _rounds_text(rounds: int) -> str:
-  return f"{rounds} interleaved runs" if rounds > 1 else "one run"
+def _rounds_text(rounds: set[int]) -> str:
+  fewest, most = min(rounds), max(rounds)
+  if most == 1:
+    return "one run"
+  return f"{most if fewest == most else f'{fewest} to {most}'} interleaved runs"
 
 
 def _moved(case: dict[str, Any], system: str) -> str:

@@ -47,6 +47,14 @@ def test_ratios_and_differences():
   assert any("1e-05" in cell for cell in table.rows[0])
   assert any("read-ahead" in note for note in table.notes)
   assert any("deepspeed 0.19.8" in note for note in table.notes)
+  assert any("over 1 to 3 interleaved runs" in note for note in table.notes)
+
+
+def test_as_many_runs_are_named_as_there_were():
+  once = _summary(ours=[_run(4.0)])
+  assert any("over one run of" in note for note in peers.of_summary(once).notes)
+  twice = {name: [_run(4.0, versions={})] * 2 for name in peers.SYSTEMS}
+  assert any("over 2 interleaved" in note for note in peers.of_summary(_summary(**twice)).notes)
 
 
 def test_a_peer_that_failed_is_named(tmp_path):
