@@ -14,10 +14,9 @@ from typing import Any
 
 from experiments import machine, program
 from offload import lock
-from offload.block_files import make_folders, naming, sync_folders
+from offload.durable import BESIDE, make_folders, naming, sync_folders, write_whole
 
 FLAGS_FILE, METRICS_FILE, SUMMARY_FILE = "flags.txt", "metrics.jsonl", "summary.json"
-_BESIDE = ".tmp"  # of a file's name until it is whole
 
 
 def check_workdir(workdir: str | os.PathLike, program_name: str) -> Path:
@@ -28,7 +27,7 @@ def check_workdir(workdir: str | os.PathLike, program_name: str) -> Path:
   path = Path(workdir)
   if path.exists() and not path.is_dir():
     raise ValueError(f"--workdir={workdir} is a file; name a folder.")
-  ours = (lock.NAME, f"{FLAGS_FILE}{_BESIDE}")  # all that a run killed at its start may leave
+  ours = (lock.NAME, f"{FLAGS_FILE}{BESIDE}")  # all that a run killed at its start may leave
   if not path.is_dir() or not any(entry.name not in ours for entry in path.iterdir()):
     return path
   flags_file = path / FLAGS_FILE
@@ -41,7 +40,8 @@ def check_workdir(workdir: str | os.PathLike, program_name: str) -> Path:
 
 @dataclasses.dataclass(frozen=True)
 class RunLog:
-  """The files of one run. Make it by `RunLog.start` once nothing can be refused any more."""
+  """The files of one run. Make it by `RunLog.start` once nothing can be refused any more, or by
+  `RunLog.claim` where that takes more locks, and `begin` once it cannot."""
 
   workdir: Path
   program: str
@@ -49,22 +49,39 @@ class RunLog:
   held: lock.Lock  # no other run writes into the folder
 
   @classmethod
-  def start(cls, workdir: str | os.PathLike, program_name: str, kept: int = 0) -> "RunLog":
-    """Makes the folder, writes flags.txt, and removes an old summary and old metrics: all but the
-    lines of the first `kept` iterations, where a run goes on.
+  def start(cls, workdir: str | os.PathLike, program_name: str) -> "RunLog":
+    """Claims the folder and begins anew. Raises as `claim` does."""
+    log = cls.claim(workdir, program_name)
+    log.begin()
+    return log
 
-    Raises `program.Mistake` where `check_workdir` refuses, another run uses the folder, or the
-    lines to keep are not there.
+  @classmethod
+  def claim(cls, workdir: str | os.PathLike, program_name: str) -> "RunLog":
+    """Makes the folder, where it is not there, and this run's alone; what an earlier run has left
+    in it stays as it is.
+
+    Raises `program.Mistake` where `check_workdir` refuses, or another run uses the folder.
     """
     with program.mistakes():
       path = check_workdir(workdir, program_name)
       make_folders(path)
-      held = lock.Lock(path, "--workdir")
-      lines = first_lines(path, kept)
-      write_text(path / FLAGS_FILE, program.flag_file(program_name))
-    (path / SUMMARY_FILE).unlink(missing_ok=True)
-    write_text(path / METRICS_FILE, "".join(json.dumps(line) + "\n" for line in lines))
-    return cls(path, program_name, time.time(), held)
+      log = cls(path, program_name, time.time(), lock.Lock(path, "--workdir"))
+      if not (path / FLAGS_FILE).exists():  # before anything else that would make it a stranger's
+        write_text(path / FLAGS_FILE, program.flag_file(program_name))
+    return log
+
+  def begin(self, kept: int = 0) -> None:
+    """Writes flags.txt, and removes an old summary and old metrics: all but the lines of the first
+    `kept` iterations, where a run goes on.
+
+    Raises `program.Mistake` where these are not there.
+    """
+    with program.mistakes():
+      lines = first_lines(self.workdir, kept)
+      write_text(self.workdir / FLAGS_FILE, program.flag_file(self.program))
+    (self.workdir / SUMMARY_FILE).unlink(missing_ok=True)
+    kept_text = "".join(json.dumps(line) + "\n" for line in lines)
+    write_text(self.workdir / METRICS_FILE, kept_text)
 
   def metric(self, **values: Any) -> None:
     """Appends one line to metrics.jsonl; arrays become lists, numbers that are not finite null."""
@@ -102,13 +119,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
   """As `write_json`."""
-  beside = path.with_name(path.name + _BESIDE)
-  with naming(beside), beside.open("w") as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  beside.replace(path)
-  sync_folders(path.parent, path.parent)
+  write_whole(path, text.encode())
 
 
 def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:

@@ -17,11 +17,11 @@ from absl import flags
 from experiments import data, machine, program, train_report, training_flags
 from experiments.run_log import RunLog, read_metrics
 from experiments.stopping import failures
-from experiments.train_check import Plan, check, place_beside
+from experiments.train_check import Plan, check, check_unchanged, place_beside
 from experiments.train_run import Run
 from models.weights import checkpoint
-from offload.block_files import sync_folders, sync_tree
 from offload.buffers import give_back, recycle_freed
+from offload.durable import sync_folders, sync_tree
 from offload.programs import Programs
 from offload.store import Store
 from offload.streamer import Streamer
@@ -36,10 +36,12 @@ def main(plan: Plan) -> None:
   print(train_report.describe(plan.settings, FLAGS.iterations), flush=True)
   if FLAGS.dry_run:
     return
-  log = RunLog.start(plan.workdir, "train", kept=plan.done)
+  log = RunLog.claim(plan.workdir, "train")
   with program.mistakes():
     configuration = training_flags.configuration(plan.corpus)
     store = Store(plan.store, configuration, direct_io=FLAGS.direct_io)
+    check_unchanged(plan)
+  log.begin(kept=plan.done)
   run = Run(plan, programs, log, store)
   with failures(plan.damage):
     run.start()

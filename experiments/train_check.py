@@ -1,7 +1,9 @@
 """What can be said of a training run before anything is written or compiled for it."""
 
+import contextlib
 import dataclasses
 import math
+import os
 import pathlib
 import shutil
 
@@ -62,8 +64,9 @@ class Plan:
     """What a user can do where a run cannot go on from its commit."""
     if not isinstance(error, Corrupt):
       return "Once that is mended, the same command goes on."
-    back = len(self.commits) > 1
-    last = f"remove {self.commits[-1].file} in it to go back to the commit before, " * back
+    last = ""
+    if len(self.commits) > 1:
+      last = f"remove {self.store / self.commits[-1].file} to go back to the commit before, "
     return (
       f"Nothing was trained on it: restore the file, {last}or remove {self.store} to begin anew."
     )
@@ -131,6 +134,15 @@ def place_beside(programs: Programs, plan: Plan) -> Plan:
   return dataclasses.replace(plan, settings=settings)
 
 
+def check_unchanged(plan: Plan) -> None:
+  """Refuses where another run has used the folders between `check` and their locks."""
+  if _folders("train", plan.corpus)[2] != plan.commits:
+    raise ValueError(
+      f"--store={plan.store}: another run has trained there meanwhile; the same command goes on"
+      " from where that has come to."
+    )
+
+
 def _check_lengths(config: ModelConfig) -> None:
   if config.context < FLAGS.sequence_length:
     raise ValueError(
@@ -175,8 +187,7 @@ def _folders(owner: str, corpus: data.Corpus) -> tuple[pathlib.Path, pathlib.Pat
   if workdir.absolute().is_relative_to(store.absolute()):
     raise ValueError(f"--store={store} holds --workdir={workdir}: name a folder of its own.")
   check_workdir(workdir, owner)
-  advice = f"Nothing was trained on it: restore the file, or remove {store} to begin anew."
-  with failures(lambda error: advice):
+  with failures(lambda _: _repair(store)):
     found = manifest.check(store, training_flags.configuration(corpus))
     commits = snapshot.all_of(store) if found else []
   done = commits[-1].iteration if commits else 0
@@ -187,15 +198,34 @@ def _folders(owner: str, corpus: data.Corpus) -> tuple[pathlib.Path, pathlib.Pat
   return workdir, store, commits
 
 
+def _repair(store: pathlib.Path) -> str:
+  """What a user can do where a store's files are damaged."""
+  whole, damaged = snapshot.sorted_out(store)
+  without = ""
+  if whole and damaged:
+    names = " and ".join(map(str, damaged))
+    without = f"remove {names} to go on after iteration {whole[-1].iteration}, "
+  return f"Nothing was trained on it: restore the file, {without}or remove {store} to begin anew."
+
+
 def _check_disk(store: pathlib.Path, pools: Pools, work: Work) -> None:
   needed = pools.peak_bytes(work)[Tier.SSD] + probe.disk_bytes(pools.sizes)
   if FLAGS.commit_every:
     needed = max(needed, pools.disk_bytes(work, FLAGS.keep))
   there = next(folder for folder in (store, *store.absolute().parents) if folder.is_dir())
-  held = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
-  free = shutil.disk_usage(there).free + held
+  free = shutil.disk_usage(there).free + _bytes_in(store)
   if needed > free:
     raise ValueError(
       f"--store={store} has {free} bytes free, and the run may take {needed}: free some, name a "
       "folder on a larger disk, raise --host_memory_budget, or set --commit_every=0."
     )
+
+
+def _bytes_in(folder: pathlib.Path) -> int:
+  """Of all files; a run that is at work there may remove some meanwhile."""
+  total = 0
+  for root, _, files in os.walk(folder):
+    for name in files:
+      with contextlib.suppress(FileNotFoundError):
+        total += os.path.getsize(os.path.join(root, name))
+  return total

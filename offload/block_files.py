@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from offload.buffers import aligned
+from offload.durable import naming
 
 BLOCK = 4096  # bytes to which direct I/O aligns offsets, lengths and addresses, on any usual disk
 # Of one system call, by direct I/O: smaller pieces keep the disk less busy and larger ones no more;
@@ -143,66 +144,35 @@ def offers_direct_io(path: pathlib.Path) -> bool:
   return True
 
 
-def make_folders(folder: pathlib.Path) -> None:
-  """Makes a folder and those above it, for good: a power failure does not undo it."""
-  missing = [path for path in (folder, *folder.parents) if not path.exists()]
-  folder.mkdir(parents=True, exist_ok=True)
-  if missing:
-    sync_folders(folder, missing[-1].parent)
-
-
-def sync_folders(first: pathlib.Path, last: pathlib.Path) -> None:
-  """Makes the entries of new folders durable, from one up to one of its parents."""
-  for folder in (first, *first.parents):
-    _sync(folder)
-    if folder == last:
-      return
-
-
-def sync_tree(folder: pathlib.Path) -> None:
-  """Makes all that is in a folder durable."""
-  for path in (*folder.rglob("*"), folder):
-    _sync(path)
-
-
-@contextlib.contextmanager
-def naming(path: pathlib.Path) -> Iterator[None]:
-  """Errors of calls on an open file get its name, which the system leaves out."""
-  try:
-    yield
-  except OSError as error:
-    error.filename = error.filename or os.fspath(path)
-    raise
-  except EOFError as error:
-    raise EOFError(f"{path} {error}") from None
-
-
 def _named(path: pathlib.Path, call: Callable[..., Any], *args: Any) -> None:
   with naming(path):
     call(*args)
 
 
-def _sync(path: pathlib.Path) -> None:
-  file = os.open(path, os.O_RDONLY)
-  try:
-    _named(path, os.fsync, file)
-  finally:
-    os.close(file)
-
-
 def _run(pool: ThreadPoolExecutor, jobs: list[Callable[[], None]]) -> None:
-  """Returns when all are over, so that no file is closed under one; then raises what the first
-  raised. The last is the caller's: a small transfer wakes no other thread."""
-  others = [pool.submit(job) for job in jobs[:-1]]
+  """Returns when all are over, so that no file is closed under one, an interrupt or not; then
+  raises what the first raised. The last is the caller's: a small transfer wakes no other thread."""
+  others: list[Future[None]] = []
   last: Future[None] = Future()
   try:
+    for job in jobs[:-1]:
+      others.append(pool.submit(job))
     last.set_result(jobs[-1]() if jobs else None)
   except BaseException as error:
     last.set_exception(error)
-  if others:
-    concurrent.futures.wait(others)
+  finally:
+    _wait(others)
   for job in (*others, last):
     job.result()
+
+
+def _wait(jobs: list[Future[None]]) -> None:
+  """An interrupt is raised once they are over."""
+  try:
+    concurrent.futures.wait(jobs)
+  except BaseException:
+    concurrent.futures.wait(jobs)
+    raise
 
 
 def _blocks(count: int) -> np.ndarray:

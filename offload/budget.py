@@ -1,9 +1,8 @@
 """Bytes of memory that a run may take on each tier."""
 
-import os
-
 import jax
 
+from offload.free_memory import free_memory
 from schedules.placement import Budgets
 from schedules.pools import Pools
 from schedules.steps import Tier, Work
@@ -16,7 +15,7 @@ def budgets(host: int | None, device: int | None) -> Budgets:
 
   Where the device is the CPU, both come out of the same memory: each gets half.
   """
-  free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+  free = free_memory()
   limits = jax.local_devices()[0].memory_stats()
   if limits and "bytes_limit" in limits:
     found = int(_SHARE * free), int(_SHARE * limits["bytes_limit"])

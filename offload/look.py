@@ -1,5 +1,6 @@
 """A look at a store that touches nothing, not even where a run is at work in it."""
 
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Mapping
@@ -52,20 +53,15 @@ def look(folder: pathlib.Path) -> Look:
 
 
 def _look(folder: pathlib.Path, found: manifest.Manifest) -> Look:
-  commits, arrays, damaged = [], dict[str, Record](), []
-  for path in snapshot.files(folder):
-    try:
-      commits.append(snapshot.read(path))
-      arrays |= {f"{n}.{r.generation}": r for n, r in commits[-1].arrays.items()}
-    except (Corrupt, OSError) as error:
-      damaged.append(str(error))
-  view = StoreView(folder, found)
-  for name, record in arrays.items():
-    try:
-      check(view, name, record)
-    except (Corrupt, OSError) as error:
-      damaged.append(str(error))
-  view.close()
+  commits, unreadable = snapshot.sorted_out(folder)
+  arrays = {f"{n}.{r.generation}": r for commit in commits for n, r in commit.arrays.items()}
+  damaged = [str(error) for error in unreadable.values()]
+  with contextlib.closing(StoreView(folder, found)) as view:
+    for name, record in arrays.items():
+      try:
+        check(view, name, record)
+      except (Corrupt, OSError) as error:
+        damaged.append(str(error))
   other = sorted(set(view.names) - set(arrays))
   in_use = Lock.is_held(folder)
   return Look(found.configuration, commits, arrays, other, damaged, in_use, view.bytes)

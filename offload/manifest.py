@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 import uuid
 import zlib
@@ -10,11 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from offload import lock
-from offload.block_files import naming, sync_folders
 from offload.checksums import Corrupt
+from offload.durable import BESIDE, write_whole
 
 NAME = "store.json"
-_BESIDE = f"{NAME}.tmp"  # until it is whole; a run killed then has left it
 _FORMAT = 3
 
 
@@ -37,7 +35,7 @@ def check(folder: pathlib.Path, configuration: Mapping[str, Any]) -> Manifest | 
   if folder.exists() and not folder.is_dir():
     raise ValueError(f"--store={folder} is a file: name a folder.")
   if not (folder / NAME).exists():
-    ours = (lock.NAME, _BESIDE)
+    ours = (lock.NAME, f"{NAME}{BESIDE}")
     if folder.exists() and any(path.name not in ours for path in folder.iterdir()):
       raise ValueError(f"--store={folder} holds files that are no store: name an empty folder.")
     return None
@@ -74,14 +72,8 @@ def read(folder: pathlib.Path) -> Manifest:
 def create(folder: pathlib.Path, configuration: Mapping[str, Any]) -> Manifest:
   """Writes a new store's manifest, in one piece."""
   fields = {"format": _FORMAT, "id": uuid.uuid4().hex, "configuration": dict(configuration)}
-  path, beside = folder / NAME, folder / _BESIDE
   text = json.dumps({**fields, "checksum": _checksum(fields)}, indent=2) + "\n"
-  with naming(beside), beside.open("w") as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  beside.replace(path)
-  sync_folders(folder, folder)
+  write_whole(folder / NAME, text.encode())
   return Manifest(fields["id"], json.loads(text)["configuration"])
 
 

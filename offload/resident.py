@@ -1,5 +1,6 @@
 """The parameters that stay on the device (embedding, last norm, head) and their optimizer step."""
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -40,12 +41,13 @@ class Resident:
     trees = (self._masters, self._state)
     return sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
 
-  def leaves(self) -> list[np.ndarray]:
-    """Copies of all that a commit has to hold, as flat arrays."""
-    trees = (self._masters, self._state)
-    return [np.array(leaf).reshape(-1) for leaf in jax.tree.leaves(trees)]
+  def leaves(self) -> Iterator[np.ndarray]:
+    """All that a commit has to hold, as flat arrays until the next step: on a GPU one at a time is
+    in host memory, as long as the caller keeps it."""
+    for leaf in jax.tree.leaves((self._masters, self._state)):
+      yield np.asarray(leaf.addressable_data(0)).reshape(-1)
 
-  def restore(self, leaves: list[np.ndarray]) -> None:
+  def restore(self, leaves: Iterable[np.ndarray]) -> None:
     """Takes up what `leaves` gave."""
     old, treedef = jax.tree.flatten((self._masters, self._state))
     new = [jnp.array(leaf.reshape(like.shape)) for leaf, like in zip(leaves, old, strict=True)]

@@ -9,13 +9,12 @@ generation of the array.
 
 import dataclasses
 import json
-import os
 import pathlib
 import zlib
 from typing import Any
 
-from offload.block_files import naming, sync_folders
 from offload.checksums import Corrupt
+from offload.durable import BESIDE, make_folders, sync_folders, write_whole
 
 FOLDER = "commits"
 
@@ -56,22 +55,18 @@ class Commit:
 
 def write(folder: pathlib.Path, commit: Commit) -> None:
   """Makes a commit current."""
-  commits = folder / FOLDER
-  commits.mkdir(exist_ok=True)
-  path = folder / commit.file
-  beside = path.with_suffix(".tmp")
-  with naming(beside), beside.open("wb") as file:
-    file.write(_encode(commit))
-    file.flush()
-    os.fsync(file.fileno())
-  beside.replace(path)
-  sync_folders(commits, folder)
+  make_folders(folder / FOLDER)
+  write_whole(folder / commit.file, _encode(commit))
 
 
 def prune(folder: pathlib.Path, keep: int) -> list[Commit]:
-  """Removes all but the last `keep` commits; returns those, the oldest first."""
-  for old in files(folder)[:-keep]:
-    old.unlink()
+  """Removes all but the last `keep` commits, for good: what they name may be overwritten. Returns
+  those, the oldest first."""
+  old = files(folder)[:-keep]
+  for path in old:
+    path.unlink()
+  if old:
+    sync_folders(folder / FOLDER, folder / FOLDER)
   return all_of(folder)
 
 
@@ -82,6 +77,17 @@ def all_of(folder: pathlib.Path) -> list[Commit]:
     Corrupt: names a commit's file that is not as it was written.
   """
   return [read(path) for path in files(folder)]
+
+
+def sorted_out(folder: pathlib.Path) -> tuple[list[Commit], dict[pathlib.Path, Exception]]:
+  """The commits that can be read, the oldest first, and the others' files, with the reason."""
+  whole, damaged = [], {}
+  for path in files(folder):
+    try:
+      whole.append(read(path))
+    except (Corrupt, OSError) as error:
+      damaged[path] = error
+  return whole, damaged
 
 
 def read(path: pathlib.Path) -> Commit:
@@ -114,7 +120,7 @@ def files(folder: pathlib.Path) -> list[pathlib.Path]:
 def remove(folder: pathlib.Path) -> None:
   """Removes all commits, and their folder if nothing else is in it."""
   commits = folder / FOLDER
-  for path in [*files(folder), *commits.glob("[0-9]*.tmp")]:
+  for path in [*files(folder), *commits.glob(f"[0-9]*{BESIDE}")]:
     path.unlink()
   if commits.is_dir() and not any(commits.iterdir()):
     commits.rmdir()

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import jaxlib
 import numpy as np
+import optax
 
 from offload import snapshot
 from offload.arrays import Arrays, HostSlots, HostSpecs
@@ -94,9 +95,9 @@ class State:
         buffer = self.host[access]
         written += self.arrays.write(access.object, access.slices, buffer, checksum=True)
       records |= self.arrays.records(access.object, access.slices, buffer)
-    leaves = {f"resident/{i}": leaf for i, leaf in enumerate(self.resident.leaves())}
-    written += self._generations.write(leaves, checksum=True)
-    records |= {n: self._generations.record(n, leaf.dtype) for n, leaf in leaves.items()}
+    for i, leaf in enumerate(self.resident.leaves()):
+      written += self._generations.write({_leaf(i): leaf}, checksum=True)
+      records[_leaf(i)] = self._generations.record(_leaf(i), leaf.dtype)
     scalars = [_said(scalar) for scalar in self._updater.scalars(iteration)]
     whole_step = {"optimizer": scalars, "loss_scale": dataclasses.asdict(loss_scale)}
     commit = Commit(iteration, records, self._slices(), whole_step, environment())
@@ -127,9 +128,8 @@ class State:
     shapes = jax.eval_shape(self._model.init_resident, jax.random.key(0))
     initial = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     self.resident = Resident(initial, optimizer, self._model.dtype)
-    leaves = {f"resident/{i}": leaf for i, leaf in enumerate(self.resident.leaves())}
-    self._generations.read(leaves)
-    self.resident.restore(list(leaves.values()))
+    leaves = enumerate(self.resident.leaves())
+    self.resident.restore(self._read(_leaf(i), like) for i, like in leaves)
 
   def vector(self, kind: Kind, unit: int) -> np.ndarray:
     """A copy of a unit's vector, or of its stacked ones."""
@@ -141,6 +141,11 @@ class State:
       else:
         self.arrays.read(access.object, access.slices, self.cuts.streamed(kind, vector))
     return vector
+
+  def _read(self, name: str, like: np.ndarray) -> np.ndarray:
+    target = np.empty_like(like)
+    self._generations.read({name: target})
+    return target
 
   def _put(self, kind: Kind, unit: int, vector: np.ndarray) -> None:
     for access in self._at_home(kind, unit):
@@ -213,9 +218,15 @@ def environment() -> dict[str, Any]:
   return {
     "jax": jax.__version__,
     "jaxlib": jaxlib.__version__,
+    "optax": optax.__version__,
     "device": jax.devices()[0].device_kind,
     "cores": cores(),
   }
+
+
+def _leaf(number: int) -> str:
+  """The array of one of the resident parameters' leaves."""
+  return f"resident/{number}"
 
 
 def _said(scalar: Any) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """The arrays on SSD: TensorStore (zarr3) in one folder that a run owns.
 
-The store owns the on-disk format: one uncompressed array of one chunk for each (kind, unit, part),
-so that an array is a file of raw little-endian elements, padded with zeros to whole blocks, below
-its small metadata. TensorStore makes the arrays, and any zarr reader opens them; the
-elements are moved by `block_files`, since TensorStore's file driver writes through the page cache
-to a new file each time, whatever its mode, and comes to half of the disk's speed so.
+The store owns the on-disk format: one uncompressed array of one chunk for each slice of a unit's
+vector, boundary or resident leaf, so that an array is a file of raw little-endian elements, padded
+with zeros to whole blocks, below its small metadata. TensorStore makes the arrays, and any zarr
+reader opens them; the elements are moved by `block_files`, since TensorStore's file driver writes
+through the page cache to a new file each time, whatever its mode, and comes to half of the disk's
+speed so.
 """
 
 import contextlib
@@ -20,13 +21,8 @@ import numpy as np
 import tensorstore as ts
 
 from offload import lock, manifest, snapshot
-from offload.block_files import (
-  BLOCK,
-  BlockFiles,
-  make_folders,
-  offers_direct_io,
-  sync_folders,
-)
+from offload.block_files import BLOCK, BlockFiles, offers_direct_io
+from offload.durable import make_folders, sync_folders
 from offload.manifest import Manifest
 
 _CHUNK = "c/0"  # zarr's name for the only chunk of a flat array
@@ -45,8 +41,9 @@ class StoreView:
     self._spans: dict[str, int] = {}
     self._chunks: dict[str, pathlib.Path] = {}  # files of arrays: a path takes time to make
     self._files = BlockFiles(direct_io=direct_io)
-    for path in folder.rglob(_METADATA):
-      self._attach(path)
+    for root, _, files in os.walk(folder):  # which lets folders vanish meanwhile, as rglob may not
+      if _METADATA in files:
+        self._attach(pathlib.Path(root) / _METADATA)
 
   def __contains__(self, name: str) -> bool:
     return name in self._spans

@@ -65,7 +65,9 @@ class Copy:
     return jax.block_until_ready(jax.tree.map(lambda view: jnp.array(view, copy=True), views))
 
   def down(self, arrays: Any, views: Any) -> None:
-    jax.tree.map(lambda view, array: np.copyto(view, np.asarray(array)), views, arrays)
+    # Of an array made here: one on a GPU would keep its host copy as long as it lasts itself.
+    copy = lambda view, array: np.copyto(view, np.asarray(array.addressable_data(0)))
+    jax.tree.map(copy, views, arrays)
 
 
 class Callback:

@@ -86,6 +86,62 @@ def test_a_checkpoint_that_is_there_is_kept(run):
   assert before == sorted(p.read_bytes() for p in (folder / "checkpoint").rglob("*") if p.is_file())
 
 
+BESIDE_ANOTHER = """
+import subprocess, sys
+from experiments import program, train
+from experiments.train_check import check
+
+def check_and_lose_the_race():
+  plan = check()
+  words = [sys.executable, "-m", "experiments.train", *sys.argv[1:]]
+  subprocess.run(words, check=True, capture_output=True)
+  return plan
+
+sys.argv[0] = "train"
+program.run(train.main, check_and_lose_the_race)
+"""
+
+
+@pytest.mark.parametrize(
+  "more, sentence",
+  [
+    (["--keep_store", "--nosave_model"], "another run has trained there meanwhile"),
+    ([], "holds a checkpoint"),
+  ],
+  ids=["with commits", "finished"],
+)
+def test_a_run_that_another_has_overtaken_changes_nothing(more, sentence, tmp_path):
+  words = [*SMALL, f"--workdir={tmp_path / 'run'}", *more]
+  done = subprocess.run(
+    [sys.executable, "-c", BESIDE_ANOTHER, *words], cwd=ROOT, capture_output=True, text=True
+  )
+  assert done.returncode == 2 and sentence in done.stderr, done.stderr
+  assert "Traceback" not in done.stderr
+  losses = json.loads((tmp_path / "run/summary.json").read_text())["losses"]
+  lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+  assert [json.loads(line)["loss"] for line in lines] == losses
+  again = train(*words)
+  assert ("Goes on after iteration 3" in again.stdout) == bool(more), again.stderr
+
+
+def test_a_damaged_commit_beside_a_whole_one_can_be_removed(tmp_path):
+  words = [*SMALL, f"--workdir={tmp_path / 'run'}", "--commit_every=1", "--keep=2", "--keep_store"]
+  words += ["--nosave_model"]
+  assert train(*words).returncode == 0
+  older, newer = sorted((tmp_path / "run/store/commits").iterdir())
+  for damaged, other in ((newer, 2), (older, 3)):
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:-1])
+    said = train(*words)
+    assert (
+      said.returncode == 1 and f"remove {damaged} to go on after iteration {other}" in said.stderr
+    )
+    damaged.write_bytes(whole)
+  newer.unlink()
+  again = train(*words)
+  assert again.returncode == 0 and "Goes on after iteration 2" in again.stdout, again.stderr
+
+
 BROKEN = """
 from schedules.vertical import vertical
 from schedules.steps import Action, backward, update

@@ -1,8 +1,10 @@
 """The arrays on disk: what is written comes back, and nothing else is touched."""
 
+import concurrent.futures
 import errno
 import json
 import os
+import threading
 
 import ml_dtypes
 import numpy as np
@@ -105,6 +107,33 @@ def test_calls_that_move_less_than_asked_are_continued(tmp_path, monkeypatch, di
   store.write({"a": source})
   store.read({"a": target})
   np.testing.assert_array_equal(source, target)
+
+
+def test_an_interrupt_closes_no_file_that_is_being_read(tmp_path, monkeypatch):
+  store, noise = Store(tmp_path / "s", {}), _noise(4 * BLOCK, np.float32)  # four pieces
+  store.create("a", noise.size, np.float32)
+  store.write({"a": noise})
+  preadv, wait, going, late = os.preadv, concurrent.futures.wait, threading.Event(), []
+
+  def slow(*args):
+    going.wait(10)
+    late.append(preadv(*args))
+    return late[-1]
+
+  def interrupted(jobs):
+    monkeypatch.setattr(concurrent.futures, "wait", wait)
+    threading.Timer(0.05, going.set).start()
+    raise KeyboardInterrupt
+
+  def read(*args):  # the caller's own piece is not held up
+    return (preadv if threading.current_thread() is threading.main_thread() else slow)(*args)
+
+  monkeypatch.setattr(os, "preadv", read)
+  monkeypatch.setattr(concurrent.futures, "wait", interrupted)
+  with pytest.raises(KeyboardInterrupt):
+    store.read({"a": np.empty_like(noise)})
+  assert len(late) == 3, "the pieces of the other threads were over"
+  store.release()
 
 
 def test_sizes_must_match(tmp_path):
