@@ -49,8 +49,7 @@ def measure(config: ModelConfig, shape: Shape, dtype: Any) -> tuple[Profile, int
   pools = smallest(sizes, work, dtype == jax.numpy.float32, depth=1)
   programs = Programs(model, layout, shape)
   settings = Settings(vertical, work, pools, optimizer, transport=FLAGS.transport)
-  there = pathlib.Path(FLAGS.store or program.workdir()).absolute()
-  there = next(folder for folder in (there, *there.parents) if folder.is_dir())
+  there = program.nearest(pathlib.Path(FLAGS.store or program.workdir()))
   with program.mistakes(), tempfile.TemporaryDirectory(prefix="probe-", dir=there) as folder:
     check_room(there, pools.peak_bytes(work)[Tier.SSD] + disk_bytes(sizes))
     store = Store(pathlib.Path(folder) / "store", {"format": 1}, direct_io=FLAGS.direct_io)

@@ -12,6 +12,7 @@ Writes flags.txt and summary.json.
 
 import dataclasses
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -28,13 +29,16 @@ from offload.buffers import recycle_freed
 from offload.layout import Layout
 from offload.programs import Shape
 from offload.sizes import sizes_of
+from offload.verdict import UNSCALED, check_whole_step
 from schedules import published, registry
+from schedules.check import ScheduleError, check_schedule
 from schedules.placement import Budgets, smallest
 from schedules.planner import Plan, Planner
 from schedules.pools import Sizes
 from schedules.registry import Schedule
 from schedules.simulate import Profile
-from schedules.steps import Kind, Tier, Work
+from schedules.steps import Kind, Part, Tier, Work
+from schedules.whole_step import with_whole_step
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(training_flags)
@@ -55,6 +59,7 @@ class Setting:
   profile: Profile | None
   reserved: int
   schedules: dict[str, Schedule]
+  fractions: dict[str, float | None]  # delayed; None: the best is planned
   master_is_parameter: bool
   workdir: pathlib.Path
 
@@ -85,10 +90,13 @@ def check() -> Setting:
   schedules.setdefault(FLAGS.schedule, registry.find(FLAGS.schedule))
   shape = Shape(FLAGS.micro_batch_size, FLAGS.sequence_length)
   sizes = _sizes(config, shape)
+  fractions = {name: _fraction(name, s, config.layers, sizes) for name, s in schedules.items()}
   if machine is None:
     from offload.budget import budgets  # looks for a device
 
-    room, profile, reserved = budgets(None, None), None, 0
+    room, profile, reserved = dict(budgets(None, None)), None, 0
+    disk = program.nearest(pathlib.Path(FLAGS.store or program.workdir()))
+    room[Tier.SSD] = shutil.disk_usage(disk).free
   else:
     room, reserved = machine.budgets, workspace(config, shape)
     profile = profile_of(machine, config, shape, sizes)
@@ -97,9 +105,11 @@ def check() -> Setting:
     room[Tier.HOST] = FLAGS.host_memory_budget
   if FLAGS.device_memory_budget is not None:
     room[Tier.DEVICE] = FLAGS.device_memory_budget
-  workdir = check_workdir(program.workdir(), "plan")
+  workdir = pathlib.Path(program.workdir())
+  if not FLAGS.dry_run:
+    check_workdir(workdir, "plan")
   return Setting(
-    *(config, shape, sizes, room, machine, profile, reserved, schedules),
+    *(config, shape, sizes, room, machine, profile, reserved, schedules, fractions),
     *(_dtype() == jnp.float32, workdir),
   )
 
@@ -116,6 +126,41 @@ def _check_delay() -> None:
     )
 
 
+def _fraction(name: str, schedule: Schedule, units: int, sizes: Sizes) -> float | None:
+  """The delayed fraction that an order is planned with; None: the best.
+
+  Raises:
+    ScheduleError: the order would train wrongly.
+    ValueError: a step is to be decided on as a whole, and with the fraction given it cannot be.
+  """
+  if name == "horizontal":
+    return 0.0  # delay pays by balancing two passes; this order has one step after all of them
+  counts = (FLAGS.micro_batches,) if FLAGS["micro_batches"].present else (1, 2, 3)
+  given = FLAGS.delayed_fraction if FLAGS["delayed_fraction"].present else None
+  ordered = lambda *parts: _ordered(schedule, [Work(units, count, parts) for count in counts])
+  scale = training_flags.loss_scale()
+  if given is not None:
+    whole = ordered(*sizes.delaying(given).parts).whole_step
+    check_whole_step(FLAGS.clip_norm, scale, whole)
+    return given
+  whole = ordered(Part.NOW).whole_step
+  if (FLAGS.clip_norm or scale != UNSCALED) and not whole:
+    check_whole_step(FLAGS.clip_norm, scale, ordered(Part.DELAYED).whole_step)
+    return 1.0
+  try:
+    ordered(Part.NOW, Part.DELAYED)
+  except ScheduleError:
+    return 0.0  # an order that knows of no delay
+  return None
+
+
+def _ordered(schedule: Schedule, works: list[Work]) -> Work:
+  """The last of them, and whether its steps are whole; raises ScheduleError."""
+  for work in works:
+    check_schedule(schedule, work)
+  return with_whole_step(schedule, works[-1])
+
+
 def main(setting: Setting) -> None:
   profile = setting.profile
   if profile is None:
@@ -127,9 +172,14 @@ def main(setting: Setting) -> None:
     plans = _plans(setting, setting.planner(profile))
   comparison = compare(setting, plans)
   print(plan_report.text(head(setting), plans, comparison, FLAGS.model), flush=True)
+  if FLAGS.dry_run:
+    return
   log = RunLog.start(setting.workdir, "plan")
   chosen = plans[FLAGS.schedule]
-  summary = plan_report.summary(plans, FLAGS.schedule, _run_flags(), setting.reserved) | comparison
+  budget = setting.budgets.get(Tier.DEVICE)
+  if budget is None:
+    budget = chosen.pools.peak_bytes(chosen.work)[Tier.DEVICE] + setting.reserved
+  summary = plan_report.summary(plans, FLAGS.schedule, _run_flags(), budget) | comparison
   log.finish(
     summary | {"hardware": _hardware(setting)},
     f"{FLAGS.schedule} with {chosen.work.micro_batches} micro-batches and delayed fraction "
@@ -140,7 +190,7 @@ def main(setting: Setting) -> None:
 
 def _run_flags() -> dict[str, Any]:
   """Of what is planned, as train takes them."""
-  names = ("model", "micro_batch_size", "sequence_length", "optimizer")
+  names = ("model", "micro_batch_size", "sequence_length", "optimizer", "clip_norm")
   return {name: FLAGS[name].value for name in names} | {"parameter_dtype": _dtype().name}
 
 
@@ -176,12 +226,10 @@ def _figure(value: float | bool | None) -> str:
 
 def _plans(setting: Setting, planner: Planner) -> dict[str, Plan]:
   fixed = FLAGS.micro_batches if FLAGS["micro_batches"].present else None
-  delayed = FLAGS.delayed_fraction if FLAGS["delayed_fraction"].present else None
-  plans = {}
-  for name, schedule in setting.schedules.items():
-    # Delay pays by balancing two passes; the horizontal order has one step after all of them.
-    plans[name] = planner.plan(schedule, fixed, 0.0 if name == "horizontal" else delayed)
-  return plans
+  return {
+    name: planner.plan(schedule, fixed, setting.fractions[name])
+    for name, schedule in setting.schedules.items()
+  }
 
 
 def compare(setting: Setting, plans: dict[str, Plan]) -> dict[str, Any]:
@@ -192,7 +240,7 @@ def compare(setting: Setting, plans: dict[str, Plan]) -> dict[str, Any]:
   if setting.machine is None:
     return out
   count = plans["vertical"].work.micro_batches
-  rows = {name: ratios(setting, count, change) for name, change in changes(setting).items()}
+  rows = {name: ratios(setting, count, change) for name, change in changes(setting, count).items()}
   return out | {"sensitivity": rows}
 
 
@@ -208,11 +256,13 @@ class Change:
   fills_device: bool = True  # ours only: the device's memory is used for deeper rings
 
 
-def changes(setting: Setting) -> dict[str, Change]:
-  """One assumption at a time."""
+def changes(setting: Setting, micro_batches: int) -> dict[str, Change]:
+  """One assumption at a time; other micro-batches only where whole ones make as many tokens."""
   b = setting.shape.sequences
   out = {"as assumed": Change()}
   for n in sorted({max(b // 2, 1), b + 1, 2 * b} - {b}):
+    if micro_batches * b % n:
+      continue
     out[f"{n} sequence{'s' * (n > 1)} a micro-batch, as many tokens"] = Change(sequences=n)
   out |= {f"link x {f}": Change(link=f) for f in (0.5, 1.5, 2.0)}
   out |= {f"SSD x {f}": Change(ssd=f) for f in (0.5, 2.0)}
@@ -226,7 +276,7 @@ def ratios(setting: Setting, micro_batches: int, change: Change) -> dict[str, fl
   machine, config = setting.machine, setting.config
   assert machine is not None
   shape = dataclasses.replace(setting.shape, sequences=change.sequences or setting.shape.sequences)
-  count = max(1, round(micro_batches * setting.shape.sequences / shape.sequences))
+  count = micro_batches * setting.shape.sequences // shape.sequences
   machine = dataclasses.replace(
     machine,
     flops=machine.flops * change.flops,
@@ -248,7 +298,7 @@ def ratios(setting: Setting, micro_batches: int, change: Change) -> dict[str, fl
   theirs = _published_ratio(config, elements(sizes), shape, count, machine, host, change)
   try:
     horizontal = planner.plan(setting.schedules["horizontal"], count, 0.0)
-    vertical = planner.plan(setting.schedules["vertical"], count)
+    vertical = planner.plan(setting.schedules["vertical"], count, setting.fractions["vertical"])
   except ValueError:
     return {"ours": None, "published": theirs}
   ours = horizontal.prediction.seconds / vertical.prediction.seconds

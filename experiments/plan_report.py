@@ -12,18 +12,18 @@ PUBLISHED = {"gpt-65b": 1.96, "gpt-175b": 2.53}
 
 
 def summary(
-  plans: dict[str, Plan], chosen: str, run: dict[str, Any], reserved: int
+  plans: dict[str, Plan], chosen: str, run: dict[str, Any], device_budget: int
 ) -> dict[str, Any]:
   """The fields of plan's summary.json.
 
   Args:
     run: flags of train that were planned for: the model's, the shape's, the optimizer's.
-    reserved: bytes of the device that the programs take beside the pools.
+    device_budget: bytes of the device that were planned with.
   """
   plan = plans[chosen]
   return {
     "schedule": chosen,
-    "flags": run | flags_of(chosen, plan, reserved),
+    "flags": run | flags_of(chosen, plan, device_budget),
     **_of(plan),
     "schedules": {name: _of(other) for name, other in plans.items()},
   }
@@ -46,15 +46,14 @@ def _of(plan: Plan) -> dict[str, Any]:
   }
 
 
-def flags_of(schedule: str, plan: Plan, reserved: int) -> dict[str, Any]:
+def flags_of(schedule: str, plan: Plan, device_budget: int) -> dict[str, Any]:
   """The flags of train that follow from this plan."""
-  peaks = plan.pools.peak_bytes(plan.work)
   return {
     "schedule": schedule,
     "micro_batches": plan.work.micro_batches,
     "delayed_fraction": plan.delayed_fraction,
-    "host_memory_budget": peaks[Tier.HOST],
-    "device_memory_budget": peaks[Tier.DEVICE] + reserved,
+    "host_memory_budget": plan.pools.peak_bytes(plan.work)[Tier.HOST],
+    "device_memory_budget": device_budget,
   }
 
 

@@ -13,6 +13,7 @@ disk, say) becomes one sentence and exit code 1. Everything else is a bug and ke
 
 import contextlib
 import os
+import pathlib
 import re
 import sys
 import textwrap
@@ -101,6 +102,11 @@ def name() -> str:
 def workdir() -> str:
   """The run's folder: --workdir, or runs/<the last part of the program's name>."""
   return FLAGS.workdir or os.path.join("runs", name().rpartition(".")[2])
+
+
+def nearest(folder: pathlib.Path) -> pathlib.Path:
+  """The folder, or the lowest above it that is there."""
+  return next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
 
 
 def flag_file(program: str) -> str:

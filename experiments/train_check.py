@@ -212,8 +212,7 @@ def _check_disk(store: pathlib.Path, pools: Pools, work: Work) -> None:
   needed = pools.peak_bytes(work)[Tier.SSD] + probe.disk_bytes(pools.sizes)
   if FLAGS.commit_every:
     needed = max(needed, pools.disk_bytes(work, FLAGS.keep))
-  there = next(folder for folder in (store, *store.absolute().parents) if folder.is_dir())
-  free = shutil.disk_usage(there).free + _bytes_in(store)
+  free = shutil.disk_usage(program.nearest(store)).free + _bytes_in(store)
   if needed > free:
     raise ValueError(
       f"--store={store} has {free} bytes free, and the run may take {needed}: free some, name a "

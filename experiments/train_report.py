@@ -51,14 +51,16 @@ def describe(settings: Settings, number: int) -> str:
 def homes_of(pools: Pools, traffic: Traffic) -> dict[str, str]:
   """Where each kind is at home, in words: one tier, or the host's share and the rest on SSD.
 
-  Boundaries that no link moves are on the device, whose ring they never leave.
+  Boundaries that no link moves are on the device, whose ring they never leave; gradients that are
+  applied before they would go to SSD are on the host.
   """
   moved = {kind for kinds in traffic.values() for kind, size in kinds.items() if size}
   tiers = {kind: tier if kind in moved else Tier.DEVICE for kind, tier in pools.homes.items()}
   homes = {str(kind): str(tier) for kind, tier in tiers.items()}
   for kind in CUT:
     vector = pools.vectors[kind]
-    share = sum(n for s, n in vector.items() if s.home is Tier.HOST) / sum(vector.values())
+    stays = lambda s, kind=kind: s.home is Tier.HOST or (kind, s.part) in pools.stays_above
+    share = sum(n for s, n in vector.items() if stays(s)) / sum(vector.values())
     homes[kind] = {0.0: "ssd", 1.0: "host"}.get(share, f"host ({share:.0%}) and ssd")
   return homes
 

@@ -26,7 +26,7 @@ from offload.transfers import Transfers
 from offload.transport import TRANSPORTS
 from offload.update import Optimizer, Updater
 from offload.updates import Updates
-from offload.verdict import UNSCALED, Judge, LossScale
+from offload.verdict import UNSCALED, Judge, LossScale, check_whole_step
 from schedules.iterations import iterations
 from schedules.pools import Pools
 from schedules.registry import Schedule
@@ -66,19 +66,7 @@ class Settings:
   spare_bytes: int = 0
 
   def __post_init__(self):
-    mend = "and this schedule updates units before that: set --delayed_fraction=1"
-    if not (self.clip_norm >= 0 and np.isfinite(self.clip_norm)):
-      raise ValueError(f"--clip_norm={self.clip_norm} must be 0 (off) or a positive number.")
-    if self.clip_norm and not self.work.whole_step:
-      raise ValueError(
-        f"--clip_norm={self.clip_norm} needs the norm of all gradients, which is known after the "
-        f"last backward, {mend}."
-      )
-    if self.loss_scale != UNSCALED and not self.work.whole_step:
-      raise ValueError(
-        "--parameter_dtype=float16 skips a step whose gradients overflow, which is known after the "
-        f"last backward, {mend}, or take --parameter_dtype=bfloat16."
-      )
+    check_whole_step(self.clip_norm, self.loss_scale, self.work.whole_step)
 
 
 class Streamer:

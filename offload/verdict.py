@@ -113,3 +113,20 @@ class Judge:
 def add_squares(total: jax.Array, tree: Tree) -> jax.Array:
   """`total` and the squares of all elements, float32."""
   return total + sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree))
+
+
+def check_whole_step(clip_norm: float, loss_scale: LossScale, whole_step: bool) -> None:
+  """Raises ValueError where a step is to be decided on as a whole, and cannot be."""
+  mend = "and this schedule updates units before that: set --delayed_fraction=1"
+  if not (clip_norm >= 0 and np.isfinite(clip_norm)):
+    raise ValueError(f"--clip_norm={clip_norm} must be 0 (off) or a positive number.")
+  if clip_norm and not whole_step:
+    raise ValueError(
+      f"--clip_norm={clip_norm} needs the norm of all gradients, which is known after the last "
+      f"backward, {mend}."
+    )
+  if loss_scale != UNSCALED and not whole_step:
+    raise ValueError(
+      "--parameter_dtype=float16 skips a step whose gradients overflow, which is known after the "
+      f"last backward, {mend}, or take --parameter_dtype=bfloat16."
+    )

@@ -145,6 +145,7 @@ def _leaves(
   schedule: Schedule, work: Work, structure: Structure, kind: Kind, queues: tuple[Queue, ...]
 ) -> bool:
   """Whether objects of a kind ever leave a tier's ring, tried on few of them."""
-  units, micro_batches = min(work.units, 8), min(work.micro_batches, 4)
+  deepest = max(_DEVICE_RINGS.values())  # fewer micro-batches would stay in it
+  units, micro_batches = min(work.units, 8), min(work.micro_batches, deepest + 2)
   few = dataclasses.replace(work, units=units, micro_batches=micro_batches)
   return count_of(moves_of(schedule, few, structure, kind), kind, queues) > 0

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from schedules.iterations import iterations
-from schedules.pools import CUT, Pools
+from schedules.pools import CUT, PERSISTENT, Pools
 from schedules.registry import Schedule
 from schedules.residency import derive
 from schedules.simulate import Profile
@@ -25,6 +25,7 @@ from schedules.steps import (
   Queue,
   Slice,
   Step,
+  Tier,
   Work,
 )
 from schedules.traffic import LINKS, Traffic
@@ -84,6 +85,21 @@ def busy_seconds(
     for resource, share in draws(profile, move.queue).items():
       out[move.phase][resource] += share * seconds
   return {phase: dict(out[phase]) for phase in PHASES if phase in out}
+
+
+def buffered_seconds(moves: Counter[Move], pools: Pools, profile: Profile) -> dict[str, float]:
+  """Seconds by phase for which one host buffer of states after another is taken."""
+  depth = max(pools.rings.get((Tier.HOST, Kind.STATES), 0), 1)
+  out: dict[str, float] = defaultdict(float)
+  for move, n in moves.items():
+    if takes_buffers(move):
+      out[move.phase] += n * _seconds(move, pools, profile) / depth
+  return dict(out)
+
+
+def takes_buffers(move: Move) -> bool:
+  """Whether a unit's host buffers are taken meanwhile: from its first read to its last write."""
+  return move.what == UPDATE or (move.what in PERSISTENT and move.queue in SSD_QUEUES)
 
 
 def draws(profile: Profile, queue: Queue) -> dict[str, float]:

@@ -5,10 +5,11 @@ with the shares; a later candidate replaces an earlier one only where it is at l
 faster, so that the smallest wins a tie. All times are those of the phase model: see `moves.phases`.
 """
 
+import contextlib
 import dataclasses
 from collections import Counter, defaultdict
 
-from schedules.moves import Move, busy_seconds, bytes_moved
+from schedules.moves import Move, buffered_seconds, busy_seconds, bytes_moved
 from schedules.placement import Budgets, check_room, fastest, nothing_fits, rounded, without
 from schedules.pools import Pools, Sizes
 from schedules.registry import Schedule
@@ -20,6 +21,7 @@ from schedules.traffic import Traffic
 
 WORTH = 0.99  # of its time: what a larger candidate has to save
 PATIENCE = 20  # further numbers of micro-batches without a gain
+BUFFERS = "host buffers of states"  # each is taken until what was read into it is written again
 FRACTIONS = (*(i / 100 for i in range(31)), 0.35, 0.4, 0.5, 0.6, 0.75, 1.0)
 
 
@@ -30,7 +32,7 @@ class Prediction:
   Attributes:
     seconds: of an iteration, the sum of its phases' longest.
     busy: seconds of work of each queue, and of what several share.
-    binding: the resource that most of those seconds wait for.
+    binding: the resource that most of those seconds wait for, or `BUFFERS`.
   """
 
   seconds: float
@@ -107,7 +109,7 @@ class Planner:
     pools = rounded((case, solution), self._room)
     counted = moves(schedule, case.work, case.structure.streaming(pools))
     prediction = predict(counted, pools, self.profile)
-    return Plan(case.work, abs(round(solution.delayed, 4)), pools, prediction)
+    return Plan(case.work, case.sizes.fraction, pools, prediction)
 
   def _choice(
     self, schedule: Schedule, micro_batches: int, delayed: float | None
@@ -125,9 +127,13 @@ class Planner:
       return best
     smallest = solve(free[0], None, within=free[1].seconds / WORTH)
     least = smallest.delayed if smallest is not None else free[1].delayed
-    fraction = next(f for f in FRACTIONS if f >= least - 1e-9)
-    later = self._at(schedule, micro_batches, fraction)
-    return later if later[1].seconds < WORTH * best[1].seconds else best
+    above = next(i for i, f in enumerate(FRACTIONS) if f >= least - 1e-9)
+    for fraction in FRACTIONS[above : max(above - 2, 0) : -1]:  # one less where that has no room
+      with contextlib.suppress(ValueError):
+        later = self._at(schedule, micro_batches, fraction)
+        if later[1].seconds < WORTH * best[1].seconds:
+          return later
+    return best
 
   def _at(self, schedule: Schedule, micro_batches: int, delayed: float) -> tuple[Case, Solution]:
     sizes = self.sizes.delaying(delayed)
@@ -150,12 +156,14 @@ class Planner:
 def predict(counted: Counter[Move], pools: Pools, profile: Profile) -> Prediction:
   """Seconds and bytes of a steady iteration in which the pools' slices move so often."""
   phases = busy_seconds(counted, pools, profile)
+  buffered = buffered_seconds(counted, pools, profile)
   busy: dict[str, float] = defaultdict(float)
   waited: dict[str, float] = defaultdict(float)
-  for resources in phases.values():
+  for phase, resources in phases.items():
     for name, seconds in resources.items():
       busy[name] += seconds
-    longest = max(resources, key=lambda name: resources[name])
-    waited[longest] += resources[longest]
+    limits = resources | {BUFFERS: buffered.get(phase, 0.0)}
+    longest = max(limits, key=lambda name: limits[name])
+    waited[longest] += limits[longest]
   binding = max(waited, key=lambda name: waited[name])
   return Prediction(sum(waited.values()), dict(busy), binding, bytes_moved(counted, pools))

@@ -46,6 +46,12 @@ class Sizes:
     """The delayed fraction."""
     return self.elements.get(Part.DELAYED, 0) / sum(self.elements.values())
 
+  @property
+  def fraction(self) -> float:
+    """The shortest decimal that `delaying` cuts the same parts for."""
+    rounded = (math.floor(self.delayed * 10**n) / 10**n for n in range(1, 17))
+    return next((f for f in rounded if self.delaying(f).elements == self.elements), self.delayed)
+
   def bytes(self, kind: Kind) -> int:
     """Of one object, padding included."""
     if kind in CUT:

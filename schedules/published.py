@@ -106,7 +106,7 @@ def _vertical_seconds(
   )
   # Delayed gradients wait in what boundaries and the delayed share of parameters leave in memory.
   waiting = (
-    delayed * 4 * n - kept - delayed * p + rates.host_memory,
+    delayed * g - kept - delayed * p + rates.host_memory,
     (delayed * p, 0.0, kept),
   )
   return _least(rows, [held, waiting], rates.host_memory)

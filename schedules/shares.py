@@ -12,7 +12,15 @@ from collections.abc import Iterator, Mapping
 
 from scipy.optimize import linprog
 
-from schedules.moves import PHASES, UPDATE, Move, computation_seconds, draws, reaches_ssd
+from schedules.moves import (
+  PHASES,
+  UPDATE,
+  Move,
+  computation_seconds,
+  draws,
+  reaches_ssd,
+  takes_buffers,
+)
 from schedules.pools import CUT, PAGE, PERSISTENT, Sizes
 from schedules.simulate import Profile
 from schedules.steps import SSD_QUEUES, Kind, Part, Tier, Work
@@ -148,12 +156,11 @@ def _time_rows(case: Case, program: _Program) -> float:
     for name, seconds in _terms(case, move):
       for resource, share in draws(case.profile, move.queue).items():
         busy[move.phase, resource][name] += n * share * seconds
-      if move.what == UPDATE or (move.what in PERSISTENT and move.queue in SSD_QUEUES):
+      if takes_buffers(move):
         chain[move.phase, "chain"][name] += n * seconds
       if move.queue in SSD_QUEUES:
         program.cost[name] += _MOVING * n * seconds
   depth = case.structure.ring(Tier.HOST, Kind.STATES, case.work)
-  # Host buffers of a unit are taken from the start of its reads to the end of its writes.
   rows = busy | {at: {v: c / depth for v, c in terms.items()} for at, terms in chain.items()}
   scale = max(max(map(abs, terms.values()), default=0.0) for terms in rows.values()) or 1.0
   for (phase, _), terms in rows.items():

@@ -157,3 +157,94 @@ def test_a_hardware_file_with_a_bad_figure_is_refused(tmp_path, name, value, sen
   path.write_text(json.dumps(found))
   with pytest.raises(ValueError, match=re.escape(sentence)):
     hardware.load(str(path))
+
+
+PAIRS = """
+from schedules.steps import backward, forward, update
+
+def pairs(work):
+  for first in range(0, work.micro_batches, 2):
+    pair = range(first, min(first + 2, work.micro_batches))
+    for u in range(work.last):
+      yield from (forward(u, m) for m in pair)
+    for u in reversed(range(work.units)):
+      yield from (backward(u, m) for m in pair)
+  yield from (update(u) for u in range(work.units))
+
+def forgetful(work):
+  return [c for c in pairs(work) if c != update(1)]
+
+def broken(work):
+  return [work.nothing]
+"""
+
+
+def test_an_order_of_ones_own_is_planned_or_refused(tmp_path):
+  (tmp_path / "own.py").write_text(PAIRS)
+  more = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 300}
+  start = f"import sys, runpy; sys.path[:0] = [{str(ROOT)!r}, '.']; sys.argv[0] = 'plan'; "
+  start += "runpy.run_module('experiments.plan', run_name='__main__')"
+
+  def said(*flags):
+    words = [sys.executable, "-B", "-c", start, *SMALL, "--hardware=h200", "--workdir=run", *flags]
+    return subprocess.run(words, **more)
+
+  done = said("--schedule=own.pairs", "--micro_batches=4")
+  assert done.returncode == 0, done.stderr
+  summary = json.loads((tmp_path / "run/summary.json").read_text())
+  assert summary["flags"]["schedule"] == "own.pairs" and summary["delayed_fraction"] == 0
+  for flags, sentence in (
+    (("--schedule=own.pairs", "--delayed_fraction=0.5"), "comes before the delayed update"),
+    (("--schedule=own.forgetful",), "update(unit 1"),
+    (("--schedule=own.broken", "--micro_batches=4"), "The schedule fails with AttributeError"),
+  ):
+    done = said(*flags)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert sentence in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("flag", ["--clip_norm=1", "--parameter_dtype=float16"])
+def test_steps_that_are_decided_on_as_a_whole_are_planned_so(tmp_path, flag):
+  flags = (*SMALL, "--hardware=h200", "--micro_batches=2", flag, f"--workdir={tmp_path / 'run'}")
+  done = plan(*flags)
+  assert done.returncode == 0, done.stderr
+  summary = json.loads((tmp_path / "run/summary.json").read_text())
+  assert summary["flags"]["delayed_fraction"] == 1
+  assert summary["schedules"]["horizontal"]["delayed_fraction"] == 0
+  refused = plan(*flags, "--delayed_fraction=0.5")
+  assert refused.returncode == 2 and "set --delayed_fraction=1" in refused.stderr
+
+
+def test_a_dry_run_writes_nothing_and_trains_flags_are_taken(tmp_path):
+  flags = ("--model=bytes-tiny", "--micro_batch_size=2", "--sequence_length=32", "--hardware=h200")
+  flags += ("--host_memory_budget=300KiB", "--delayed_fraction=0.1", "--parameter_dtype=float32")
+  assert (
+    "vertical over horizontal"
+    in plan(*flags, "--dry_run", f"--workdir={tmp_path}/run").stdout.lower()
+  )
+  assert not (tmp_path / "run").exists()
+  done = plan(*flags, f"--workdir={tmp_path / 'run'}")
+  assert done.returncode == 0, done.stderr
+  summary = json.loads((tmp_path / "run/summary.json").read_text())
+  words = [f"--{name}={value}" for name, value in summary["flags"].items()]
+  words = [
+    sys.executable,
+    "-m",
+    "experiments.train",
+    *words,
+    "--dry_run",
+    f"--workdir={tmp_path}/x",
+  ]
+  done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
+  assert done.returncode == 0, done.stderr
+  assert "gradients on host" in done.stdout
+
+
+def test_rows_are_of_as_many_tokens(tmp_path):
+  flags = (*SMALL, "--hardware=h200", "--micro_batches=1", "--delayed_fraction=1")
+  done = plan(*flags, "--host_memory_budget=24MiB", f"--workdir={tmp_path / 'run'}")
+  assert done.returncode == 0, done.stderr
+  summary = json.loads((tmp_path / "run/summary.json").read_text())
+  rows = summary["sensitivity"]
+  assert rows["as assumed"]["ours"] == pytest.approx(summary["vertical_over_horizontal"], rel=0.01)
+  assert [row.split()[0] for row in rows if "as many tokens" in row] == ["1"]

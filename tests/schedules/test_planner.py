@@ -8,9 +8,11 @@ import pytest
 from schedules import published
 from schedules.candidates import smallest_structure
 from schedules.horizontal import horizontal
+from schedules.in_memory import in_memory
 from schedules.iterations import iterations
+from schedules.moves import count_moves
 from schedules.placement import place, smallest
-from schedules.planner import Planner, predict
+from schedules.planner import BUFFERS, Planner, predict
 from schedules.pools import CUT, PAGE, Sizes
 from schedules.residency import derive
 from schedules.simulate import Profile, Shared, simulate
@@ -227,6 +229,56 @@ def test_one_micro_batch_still_gains_by_delay():
     planner.plan(vertical, 1, 0.0).prediction.seconds / planner.plan(vertical, 1).prediction.seconds
   )
   assert gain > 1.05
+
+
+def test_a_fraction_for_which_the_disk_is_too_small_gives_way_to_a_smaller_one():
+  """Rounded up to a candidate, it fits only with one host buffer, and is slower than none so."""
+  sizes, profile = make_sizes(), make_profile(compute=2e-4)
+  work = work_of(sizes, micro_batches=1)
+  host = smallest(sizes, work, False, 1).peak_bytes(work)[Tier.HOST] + 16 * ELEMENTS
+  planner = lambda disk: Planner(12, sizes, {Tier.HOST: host, Tier.SSD: disk}, profile)
+  takes = lambda plan: plan.pools.peak_bytes(plan.work)[Tier.SSD]
+  none = planner(None).plan(vertical, 1, 0.0)
+  ample = planner(None).plan(vertical, 1)
+  plan = planner(round(0.02 * takes(none) + 0.98 * takes(ample))).plan(vertical, 1)
+  assert 0 < plan.delayed_fraction < ample.delayed_fraction
+  assert ample.prediction.seconds < plan.prediction.seconds < 0.97 * none.prediction.seconds
+
+
+@pytest.mark.parametrize("schedule", [vertical, horizontal])
+@pytest.mark.parametrize("micro_batches", [1, 4])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_predictions_know_that_few_host_buffers_are_taken_in_turn(schedule, micro_batches, depth):
+  """With one, a unit's reads, update and writes come one after another."""
+  sizes, profile = make_sizes(), make_profile(compute=2e-5)
+  work = work_of(sizes, micro_batches=micro_batches)
+  pools = smallest(sizes, work, False, depth)
+  assert pools.rings[Tier.HOST, Kind.STATES] == depth
+  prediction = predict(count_moves(schedule, work, pools), pools, profile)
+  assert prediction.seconds == pytest.approx(
+    simulated_seconds(schedule, work, pools, profile), rel=0.15
+  )
+  assert (prediction.binding == BUFFERS) == (depth == 1)
+
+
+@pytest.mark.parametrize("schedule", [vertical, horizontal, in_memory])
+@pytest.mark.parametrize("micro_batches", range(1, 10))
+def test_few_units_fit_with_any_number_of_micro_batches(schedule, micro_batches):
+  sizes = make_sizes()
+  work = work_of(sizes, 2, micro_batches)
+  room = smallest(sizes, work, False).peak_bytes(work)
+  pools = place(schedule, work, sizes, room, False)
+  list(derive(iterations(schedule, work, 0, 3), work, pools))  # no pool is too small
+
+
+@pytest.mark.parametrize("pages", [1, 3, 6, 7, 11])
+def test_a_fraction_is_a_short_decimal_that_cuts_where_the_plan_does(pages):
+  for delayed in range(pages + 1):
+    sizes = make_sizes(elements=pages * PAGE)
+    sizes = sizes.delaying((delayed - 0.5) / pages if delayed else 0.0)
+    assert sizes.elements.get(Part.DELAYED, 0) == delayed * PAGE
+    assert sizes.delaying(sizes.fraction).elements == sizes.elements
+    assert len(str(sizes.fraction)) <= 4
 
 
 @pytest.mark.parametrize("schedule", [vertical, horizontal])
