@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import jax
 from absl import flags
 
-from experiments import program
+from experiments import program, training_flags
 from models.config import ModelConfig
 from models.transformer import Transformer
 from offload import optimizers
@@ -49,7 +49,7 @@ def measure(config: ModelConfig, shape: Shape, dtype: Any) -> tuple[Profile, int
   pools = smallest(sizes, work, dtype == jax.numpy.float32, depth=1)
   programs = Programs(model, layout, shape)
   settings = Settings(vertical, work, pools, optimizer, transport=FLAGS.transport)
-  there = program.nearest(pathlib.Path(FLAGS.store or program.workdir()))
+  there = program.nearest(training_flags.store())
   with program.mistakes(), tempfile.TemporaryDirectory(prefix="probe-", dir=there) as folder:
     check_room(there, pools.peak_bytes(work)[Tier.SSD] + disk_bytes(sizes))
     store = Store(pathlib.Path(folder) / "store", {"format": 1}, direct_io=FLAGS.direct_io)

@@ -7,12 +7,11 @@ Takes train's flags. The hardware is a profile's name, a file, or `measure`, whi
 machine. Without --micro_batches it plans them too and prints the curve over their number. Both
 schedules are planned, each at its own best placement. No parameter is ever made.
 
-Writes flags.txt and summary.json.
+Writes flags.txt and summary.json; with --dry_run nothing, but what `measure` writes meanwhile.
 """
 
 import dataclasses
 import pathlib
-import shutil
 from typing import Any
 
 import jax
@@ -95,8 +94,7 @@ def check() -> Setting:
     from offload.budget import budgets  # looks for a device
 
     room, profile, reserved = dict(budgets(None, None)), None, 0
-    disk = program.nearest(pathlib.Path(FLAGS.store or program.workdir()))
-    room[Tier.SSD] = shutil.disk_usage(disk).free
+    room[Tier.SSD] = program.disk_room(training_flags.store())
   else:
     room, reserved = machine.budgets, workspace(config, shape)
     profile = profile_of(machine, config, shape, sizes)
@@ -133,18 +131,22 @@ def _fraction(name: str, schedule: Schedule, units: int, sizes: Sizes) -> float 
     ScheduleError: the order would train wrongly.
     ValueError: a step is to be decided on as a whole, and with the fraction given it cannot be.
   """
+  scale = training_flags.loss_scale()
   if name == "horizontal":
+    check_whole_step(FLAGS.clip_norm, scale, True)
     return 0.0  # delay pays by balancing two passes; this order has one step after all of them
   counts = (FLAGS.micro_batches,) if FLAGS["micro_batches"].present else (1, 2, 3)
   given = FLAGS.delayed_fraction if FLAGS["delayed_fraction"].present else None
   ordered = lambda *parts: _ordered(schedule, [Work(units, count, parts) for count in counts])
-  scale = training_flags.loss_scale()
+  needs_whole = bool(FLAGS.clip_norm) or scale != UNSCALED
   if given is not None:
     whole = ordered(*sizes.delaying(given).parts).whole_step
-    check_whole_step(FLAGS.clip_norm, scale, whole)
-    return given
+    if name == FLAGS.schedule:
+      check_whole_step(FLAGS.clip_norm, scale, whole)
+    if whole or not needs_whole:
+      return given  # otherwise vertical is only compared with, at a fraction that it can take
   whole = ordered(Part.NOW).whole_step
-  if (FLAGS.clip_norm or scale != UNSCALED) and not whole:
+  if needs_whole and not whole:
     check_whole_step(FLAGS.clip_norm, scale, ordered(Part.DELAYED).whole_step)
     return 1.0
   try:

@@ -15,6 +15,7 @@ import contextlib
 import os
 import pathlib
 import re
+import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -107,6 +108,16 @@ def workdir() -> str:
 def nearest(folder: pathlib.Path) -> pathlib.Path:
   """The folder, or the lowest above it that is there."""
   return next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+
+
+def disk_room(folder: pathlib.Path) -> int:
+  """Bytes that a folder may take on its disk: what is free there, and what it has now."""
+  held = 0
+  for root, _, files in os.walk(folder):
+    for name in files:
+      with contextlib.suppress(FileNotFoundError):  # a run that is at work there has removed it
+        held += os.path.getsize(os.path.join(root, name))
+  return shutil.disk_usage(nearest(folder)).free + held
 
 
 def flag_file(program: str) -> str:

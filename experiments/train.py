@@ -38,9 +38,10 @@ def main(plan: Plan) -> None:
     return
   log = RunLog.claim(plan.workdir, "train")
   with program.mistakes():
+    check_unchanged(plan)  # its store, if in the work folder, is nobody else's now
     configuration = training_flags.configuration(plan.corpus)
     store = Store(plan.store, configuration, direct_io=FLAGS.direct_io)
-    check_unchanged(plan)
+    check_unchanged(plan)  # nor is one elsewhere
   log.begin(kept=plan.done)
   run = Run(plan, programs, log, store)
   with failures(plan.damage):

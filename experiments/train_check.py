@@ -1,11 +1,8 @@
 """What can be said of a training run before anything is written or compiled for it."""
 
-import contextlib
 import dataclasses
 import math
-import os
 import pathlib
-import shutil
 
 import jax
 import jax.numpy as jnp
@@ -181,7 +178,7 @@ def _folders(owner: str, corpus: data.Corpus) -> tuple[pathlib.Path, pathlib.Pat
   """The work folder and the store's, and the commits that it holds; a dry run leaves both alone,
   so they may be anything."""
   workdir = pathlib.Path(program.workdir())
-  store = pathlib.Path(FLAGS.store or workdir / "store")
+  store = training_flags.store()
   if FLAGS.dry_run:
     return workdir, store, []
   if workdir.absolute().is_relative_to(store.absolute()):
@@ -212,19 +209,9 @@ def _check_disk(store: pathlib.Path, pools: Pools, work: Work) -> None:
   needed = pools.peak_bytes(work)[Tier.SSD] + probe.disk_bytes(pools.sizes)
   if FLAGS.commit_every:
     needed = max(needed, pools.disk_bytes(work, FLAGS.keep))
-  free = shutil.disk_usage(program.nearest(store)).free + _bytes_in(store)
+  free = program.disk_room(store)
   if needed > free:
     raise ValueError(
       f"--store={store} has {free} bytes free, and the run may take {needed}: free some, name a "
       "folder on a larger disk, raise --host_memory_budget, or set --commit_every=0."
     )
-
-
-def _bytes_in(folder: pathlib.Path) -> int:
-  """Of all files; a run that is at work there may remove some meanwhile."""
-  total = 0
-  for root, _, files in os.walk(folder):
-    for name in files:
-      with contextlib.suppress(FileNotFoundError):
-        total += os.path.getsize(os.path.join(root, name))
-  return total

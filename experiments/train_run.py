@@ -43,8 +43,8 @@ class Run:
     )
     if plan.done:
       print(f"Goes on after iteration {plan.done}, from the commit in {plan.store}.", flush=True)
-      for name, now in environment().items():
-        then = plan.commits[-1].environment.get(name)
+      for name, then in plan.commits[-1].environment.items():
+        now = environment().get(name)
         if now != then:
           print(f"WARNING: {name} was {then} and is {now}: bits may differ.", file=sys.stderr)
 

@@ -1,6 +1,7 @@
 """The flags that say what to train and how, and what they make: optimizer, loss scale."""
 
 import functools
+import pathlib
 from typing import Any
 
 from absl import flags
@@ -74,6 +75,11 @@ _CONFIGURATION = (  # what decides the trained bits: a run goes on only with the
 def configuration(corpus: Corpus) -> dict[str, Any]:
   """What a run must have in common with the one that it goes on from: flags, and the text."""
   return {"data": corpus.description} | {name: FLAGS[name].value for name in _CONFIGURATION}
+
+
+def store() -> pathlib.Path:
+  """The folder on SSD for what streams."""
+  return pathlib.Path(FLAGS.store or pathlib.Path(program.workdir()) / "store")
 
 
 def tokens() -> int:

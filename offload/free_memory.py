@@ -4,13 +4,10 @@ import os
 import pathlib
 
 # A container's control group, in version 2 and in version 1: its folder, the files of its limit and
-# of what it uses, and what its statistics call the page cache that gives way first.
+# of what it uses, and how its statistics begin the names of page cache, which gives way.
 _GROUPS = (
-  ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
-  (
-    *("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
-    "total_inactive_file",
-  ),
+  ("sys/fs/cgroup", "memory.max", "memory.current", ""),
+  ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
 )
 
 
@@ -29,11 +26,12 @@ def _of_machine(root: pathlib.Path) -> int:
   return kibibytes * 1024
 
 
-def _of_group(folder: pathlib.Path, limit: str, use: str, cache: str) -> int | None:
+def _of_group(folder: pathlib.Path, limit: str, use: str, prefix: str) -> int | None:
   """None where there is no group, or none with a limit."""
   try:
     most, taken = int((folder / limit).read_text()), int((folder / use).read_text())
-    taken -= _fields(folder / "memory.stat").get(cache, 0)
+    statistics = _fields(folder / "memory.stat")
+    taken -= sum(statistics.get(f"{prefix}{name}_file", 0) for name in ("active", "inactive"))
   except (OSError, ValueError):  # the limit may be the word max
     return None
   return max(most - taken, 0)

@@ -50,7 +50,8 @@ class Sizes:
   def fraction(self) -> float:
     """The shortest decimal that `delaying` cuts the same parts for."""
     rounded = (math.floor(self.delayed * 10**n) / 10**n for n in range(1, 17))
-    return next((f for f in rounded if self.delaying(f).elements == self.elements), self.delayed)
+    inside = self.delayed - PAGE / 2 / sum(self.elements.values())  # of the last page
+    return next((f for f in rounded if self.delaying(f).elements == self.elements), inside)
 
   def bytes(self, kind: Kind) -> int:
     """Of one object, padding included."""

@@ -12,6 +12,7 @@ from experiments import hardware, plan_report
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = ("--model=bytes-3m", "--micro_batch_size=2", "--sequence_length=64")
+TINY = ("--model=bytes-tiny", "--micro_batch_size=2", "--sequence_length=32")
 
 
 def plan(*flags):
@@ -186,7 +187,7 @@ def test_an_order_of_ones_own_is_planned_or_refused(tmp_path):
   start += "runpy.run_module('experiments.plan', run_name='__main__')"
 
   def said(*flags):
-    words = [sys.executable, "-B", "-c", start, *SMALL, "--hardware=h200", "--workdir=run", *flags]
+    words = [sys.executable, "-B", "-c", start, *TINY, "--hardware=h200", "--workdir=run", *flags]
     return subprocess.run(words, **more)
 
   done = said("--schedule=own.pairs", "--micro_batches=4")
@@ -205,18 +206,23 @@ def test_an_order_of_ones_own_is_planned_or_refused(tmp_path):
 
 @pytest.mark.parametrize("flag", ["--clip_norm=1", "--parameter_dtype=float16"])
 def test_steps_that_are_decided_on_as_a_whole_are_planned_so(tmp_path, flag):
-  flags = (*SMALL, "--hardware=h200", "--micro_batches=2", flag, f"--workdir={tmp_path / 'run'}")
+  flags = (*TINY, "--hardware=h200", "--micro_batches=2", flag, f"--workdir={tmp_path / 'run'}")
   done = plan(*flags)
   assert done.returncode == 0, done.stderr
   summary = json.loads((tmp_path / "run/summary.json").read_text())
   assert summary["flags"]["delayed_fraction"] == 1
   assert summary["schedules"]["horizontal"]["delayed_fraction"] == 0
+  for schedule in ("horizontal", "in_memory"):  # vertical is only beside it
+    done = plan(*flags, "--delayed_fraction=0", f"--schedule={schedule}", "--dry_run")
+    assert (
+      done.returncode == 0 and "vertical: --micro_batches=2 --delayed_fraction=1" in done.stdout
+    )
   refused = plan(*flags, "--delayed_fraction=0.5")
   assert refused.returncode == 2 and "set --delayed_fraction=1" in refused.stderr
 
 
 def test_a_dry_run_writes_nothing_and_trains_flags_are_taken(tmp_path):
-  flags = ("--model=bytes-tiny", "--micro_batch_size=2", "--sequence_length=32", "--hardware=h200")
+  flags = (*TINY, "--hardware=h200", "--micro_batches=4")
   flags += ("--host_memory_budget=300KiB", "--delayed_fraction=0.1", "--parameter_dtype=float32")
   assert (
     "vertical over horizontal"

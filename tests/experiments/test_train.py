@@ -120,6 +120,7 @@ def test_a_run_that_another_has_overtaken_changes_nothing(more, sentence, tmp_pa
   losses = json.loads((tmp_path / "run/summary.json").read_text())["losses"]
   lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
   assert [json.loads(line)["loss"] for line in lines] == losses
+  assert (tmp_path / "run/store").exists() == bool(more)
   again = train(*words)
   assert ("Goes on after iteration 3" in again.stdout) == bool(more), again.stderr
 
