@@ -161,6 +161,15 @@ def test_an_interrupt_begins_no_further_step(pools):
   assert len(performed) < 100
 
 
+@pytest.fixture
+def interrupts():
+  """Raise in the main thread: in a shell's background jobs they are ignored otherwise."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts")
 def test_an_interrupt_while_all_is_listed_begins_no_further_step(pools):
   listed = list(steps(pools, 1))
   performed = []
