@@ -106,6 +106,7 @@ def test_a_flip_is_seen_as_it_is_read(tmp_path, base, streaming, faults, call, p
   with named, failures(lambda error: ""):
     streamer.run(2)
   assert faults.happened == 1
+  streamer.release()
 
 
 @pytest.mark.parametrize(
