@@ -1,4 +1,4 @@
-"""Vertical over horizontal on a stated machine, and how the ratio moves with what it rests on."""
+"""Vertical over horizontal, and on a stated machine how that ratio moves with what it rests on."""
 
 import dataclasses
 from typing import Any
